@@ -1,0 +1,1 @@
+"""Where values live: the datastore port, its etcd and memory adapters, and the syncer."""

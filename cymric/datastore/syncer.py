@@ -1,0 +1,1 @@
+"""Placeholder of the syncer's shape; see the chapter below."""
