@@ -1,0 +1,374 @@
+"""The speaker port: what the routing daemon asks of whatever speaks BGP, and what it hears back.
+
+Place in the flow: bgpd works out, per peer, the whole Adj-RIB-Out it wants; a speaker makes it so.
+In the other direction the speaker reports sessions and received routes as typed events. ExaBGP
+stands behind this port (`bgpd/exabgp.py`); another speaker could. `FakeSpeaker` keeps the same
+promises in memory, for tests.
+
+Invariants:
+
+- A peer is named by the canonical text of its address, a route by the canonical text of its prefix.
+- `advertise` is level, not edge: each call carries everything wanted for that peer, and the newest
+  call wins. It may come before the session exists, and needs no repetition when the session flaps.
+- The first `advertise` for a peer says "this is the full set": the speaker then sends End-of-RIB
+  after the routes. A peer that nobody advertised to gets no End-of-RIB.
+- Events arrive in the order the speaker saw them. After `SpeakerLost` every session is down; after
+  `SpeakerConnected` each session that is up is told by a `SessionUp`, `resumed` if it was up before.
+- Received routes carry no decision: loops, first-AS and next-hop checks are the listener's.
+
+Source: RFC 4271 (attributes, RIBs), RFC 4724 (graceful restart), RFC 7313 (enhanced refresh).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from cymric.model.peering import Session
+
+IPV4_UNICAST = "ipv4 unicast"
+IPV6_UNICAST = "ipv6 unicast"
+
+
+class Origin(StrEnum):
+    """RFC 4271 §5.1.1, in order of preference."""
+
+    IGP = "igp"
+    EGP = "egp"
+    INCOMPLETE = "incomplete"
+
+
+class SegmentKind(StrEnum):
+    """The kinds of AS_PATH segment: RFC 4271 §4.3 b, RFC 5065 §3 for confederations."""
+
+    SEQUENCE = "as-sequence"
+    SET = "as-set"
+    CONFED_SEQUENCE = "as-confed-sequence"
+    CONFED_SET = "as-confed-set"
+
+
+@dataclass(frozen=True, slots=True)
+class AsPathSegment:
+    """One segment of an AS_PATH."""
+
+    kind: SegmentKind
+    asns: tuple[int, ...]
+
+
+def as_sequence(*asns: int) -> tuple[AsPathSegment, ...]:
+    """The usual AS_PATH: one sequence, nearest AS first; empty without ASes."""
+    return (AsPathSegment(SegmentKind.SEQUENCE, asns),) if asns else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathAttributes:
+    """What an UPDATE says about its prefixes besides the next hop. None: not present.
+
+    For a route we advertise, `as_path` empty lets the speaker do what RFC 4271 §5.1.2 says for a
+    route we originate (our AS towards eBGP, nothing towards iBGP). A path that is not empty goes
+    out exactly as given, so whoever passes on a route prepends the own AS first.
+    """
+
+    origin: Origin = Origin.IGP
+    as_path: tuple[AsPathSegment, ...] = ()
+    local_pref: int | None = None
+    med: int | None = None
+    atomic_aggregate: bool = False
+    aggregator: str | None = None
+    communities: tuple[tuple[int, int], ...] = ()
+    large_communities: tuple[tuple[int, int, int], ...] = ()
+    extended_communities: tuple[int, ...] = ()
+    originator_id: str | None = None
+    cluster_list: tuple[str, ...] = ()
+
+    @property
+    def as_hops(self) -> int:
+        """The length of the path for the decision: a set counts one (RFC 4271 §9.1.2.2 a)."""
+        return sum(
+            len(segment.asns) if segment.kind is SegmentKind.SEQUENCE else 1
+            for segment in self.as_path
+            if segment.kind in (SegmentKind.SEQUENCE, SegmentKind.SET)
+        )
+
+    @property
+    def asns(self) -> frozenset[int]:
+        """Every AS in the path, for loop detection (RFC 4271 §9.1.2)."""
+        return frozenset(asn for segment in self.as_path for asn in segment.asns)
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One prefix as one peer announces it, or as we announce it to one peer."""
+
+    prefix: str
+    next_hop: str
+    attributes: PathAttributes = PathAttributes()
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerConnected:
+    """The speaker answers. `generation` differs when its process is a new one.
+
+    `lost_events`: something may have happened that nobody will tell; treat every path of a resumed
+    session as unconfirmed, ask for a refresh and sweep what is not refreshed.
+    """
+
+    generation: str
+    lost_events: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerLost:
+    """The speaker is gone or unreachable: count every session as down until told otherwise."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUp:
+    """A session is Established.
+
+    `families` are those both sides agreed on. `restart_time_s` is the peer's graceful restart time
+    (None: it does not do graceful restart), `forwarding_families` those whose forwarding state it
+    says it kept, `peer_restarting` its R bit (RFC 4724 §3). `resumed`: the session was up before
+    we listened, its routes were told to nobody or to an earlier process.
+    """
+
+    peer: str
+    asn: int
+    families: frozenset[str]
+    restart_time_s: int | None = None
+    forwarding_families: frozenset[str] = frozenset()
+    peer_restarting: bool = False
+    route_refresh: bool = False
+    enhanced_refresh: bool = False
+    router_id: str = ""
+    resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDown:
+    """A session that was up is not any more."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesReceived:
+    """One UPDATE: withdrawals apply before announcements."""
+
+    peer: str
+    announced: tuple[Announcement, ...] = ()
+    withdrawn: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfRIB:
+    """The peer has sent everything it has of this family (RFC 4724 §2)."""
+
+    peer: str
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshBegin:
+    """The peer starts to re-send everything of this family (RFC 7313): mark."""
+
+    peer: str
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshEnd:
+    """The peer re-sent everything of this family (RFC 7313): sweep what is still marked."""
+
+    peer: str
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationReceived:
+    """A NOTIFICATION, sent by the peer or by us; only for diagnosis, `SessionDown` follows."""
+
+    peer: str
+    code: int
+    subcode: int
+    data: str
+    sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRejected:
+    """A connection attempt failed before the session was up; only for diagnosis."""
+
+    peer: str
+    reason: str
+
+
+SpeakerEvent = (
+    SpeakerConnected
+    | SpeakerLost
+    | SessionUp
+    | SessionDown
+    | RoutesReceived
+    | EndOfRIB
+    | RefreshBegin
+    | RefreshEnd
+    | NotificationReceived
+    | SessionRejected
+)
+
+
+# --- status -----------------------------------------------------------------------------------
+
+
+class SessionState(StrEnum):
+    """What a person is shown of a session."""
+
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStatus:
+    """One session as `cymric node status` shows it. `since_s` is Unix time, seconds."""
+
+    peer: str
+    state: SessionState
+    since_s: float
+    reason: str = ""
+    wanted: int = 0
+    commanded: int = 0
+    confirmed: int = 0
+    end_of_rib_sent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakerStatus:
+    """The speaker and its sessions, at one moment."""
+
+    connected: bool
+    generation: str = ""
+    configuration: str = ""
+    peers: Mapping[str, PeerStatus] = field(default_factory=dict)
+
+
+# --- port -------------------------------------------------------------------------------------
+
+
+class Speaker(Protocol):
+    """Whatever speaks BGP for us."""
+
+    def events(self) -> AsyncIterator[SpeakerEvent]:
+        """What happens, in order; for one listener; ends never."""
+        ...
+
+    def advertise(self, peer: str, routes: Mapping[str, Announcement]) -> None:
+        """Want exactly `routes` (by prefix) at `peer`, from now on and whatever happens."""
+        ...
+
+    def request_refresh(self, peer: str) -> None:
+        """Ask the peer to send all its routes again (RFC 2918), now or when it is next asked for.
+
+        Nothing happens for a peer that is down: a new session brings all routes anyway.
+        """
+        ...
+
+    def expect_sessions(self, sessions: Sequence[Session]) -> None:
+        """Have exactly these sessions configured: reload when the configuration holds them."""
+        ...
+
+    def status(self) -> SpeakerStatus:
+        """A snapshot for people."""
+        ...
+
+    async def run(self) -> None:
+        """Keep the speaker connected and the wanted state applied, until cancelled."""
+        ...
+
+
+class FakeSpeaker:
+    """A speaker in memory: remembers what it is asked, and says what a test makes it say."""
+
+    def __init__(self) -> None:
+        self.advertised: dict[str, dict[str, Announcement]] = {}
+        self.refreshes: list[str] = []
+        self.sessions: tuple[Session, ...] = ()
+        self.up: dict[str, SessionUp] = {}
+        self.generation = ""
+        self._events: asyncio.Queue[SpeakerEvent] = asyncio.Queue()
+
+    def say(self, event: SpeakerEvent) -> None:
+        """Put an event where the listener reads it, and keep the session states it implies."""
+        match event:
+            case SpeakerConnected():
+                self.generation = event.generation
+            case SpeakerLost():
+                self.generation = ""
+                self.up.clear()
+            case SessionUp():
+                self.up[event.peer] = event
+            case SessionDown():
+                self.up.pop(event.peer, None)
+            case RoutesReceived() | EndOfRIB() | RefreshBegin() | RefreshEnd():
+                if event.peer not in self.up:
+                    raise ValueError(f"no session with {event.peer} is up, so it can say nothing")
+            case NotificationReceived() | SessionRejected():
+                pass
+        self._events.put_nowait(event)
+
+    def heard(self, peer: str) -> Mapping[str, Announcement]:
+        """What that peer has received from us: nothing while its session is down."""
+        return self.advertised.get(peer, {}) if peer in self.up else {}
+
+    async def events(self) -> AsyncIterator[SpeakerEvent]:
+        """See `Speaker`."""
+        while True:
+            yield await self._events.get()
+
+    def advertise(self, peer: str, routes: Mapping[str, Announcement]) -> None:
+        """See `Speaker`. Refuses what ExaBGP would refuse: keys that are not the routes' own."""
+        for prefix, route in routes.items():
+            if prefix != route.prefix:
+                raise ValueError(f"{prefix} names a route for {route.prefix}")
+        self.advertised[peer] = dict(routes)
+
+    def request_refresh(self, peer: str) -> None:
+        """See `Speaker`."""
+        if peer in self.up:
+            self.refreshes.append(peer)
+
+    def expect_sessions(self, sessions: Sequence[Session]) -> None:
+        """See `Speaker`."""
+        self.sessions = tuple(sessions)
+
+    def status(self) -> SpeakerStatus:
+        """See `Speaker`."""
+        return SpeakerStatus(
+            connected=bool(self.generation),
+            generation=self.generation,
+            peers={
+                peer: PeerStatus(
+                    peer=peer,
+                    state=SessionState.UP if peer in self.up else SessionState.DOWN,
+                    since_s=0.0,
+                    wanted=len(self.advertised.get(peer, {})),
+                    commanded=len(self.heard(peer)),
+                    confirmed=len(self.heard(peer)),
+                )
+                for peer in sorted(self.up.keys() | self.advertised.keys())
+            },
+        )
+
+    async def run(self) -> None:
+        """See `Speaker`: nothing to keep, so it waits to be cancelled."""
+        await asyncio.Event().wait()
