@@ -59,9 +59,7 @@ NAMESPACED = frozenset(
 
 _HANDLE = re.compile(re.escape(HANDLES) + r"([^/]+)")
 _BLOCK = re.compile(re.escape(BLOCKS) + r"ipv([46])/block/([^/]+)")
-_AFFINITY = re.compile(
-    re.escape(IPAM) + r"(host|virtual)/([^/]+)/ipv([46])/block/([^/]+)"
-)
+_AFFINITY = re.compile(re.escape(IPAM) + r"(host|virtual)/([^/]+)/ipv([46])/block/([^/]+)")
 
 
 class MalformedKey(ValueError):
@@ -184,5 +182,7 @@ def _parse_cidr(text: str, match: re.Match[str] | None, *, version: int, cidr: i
     except ValueError as error:
         raise MalformedKey(f"{text}: {error}") from None
     if str(network.version) != match[version] or to_dashed(network) != match[cidr]:
-        raise MalformedKey(f"{text} does not hold the canonical text of an IPv{match[version]} block")
+        raise MalformedKey(
+            f"{text} does not hold the canonical text of an IPv{match[version]} block"
+        )
     return network

@@ -44,8 +44,10 @@ def parse_interface(text: str) -> Interface:
 
 def network_of(address: Address, prefix_length: int) -> Network:
     """The prefix of that length around `address`."""
-    return ip_network((int(address), prefix_length)) if address.version == 4 else IPv6Network(
-        (int(address), prefix_length)
+    return (
+        ip_network((int(address), prefix_length))
+        if address.version == 4
+        else IPv6Network((int(address), prefix_length))
     )
 
 

@@ -1,0 +1,131 @@
+"""Values to and from etcd's bytes, in Calico's exact JSON form, and the one decoder by key.
+
+Encoding follows Go's encoding/json as Calico uses it: no white space, struct fields in declaration
+order, map keys sorted, and `<`, `>`, `&`, U+2028, U+2029 escaped inside strings. Decoding is
+lenient as Calico's: unknown fields are ignored, missing fields take their default.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from cymric.model import endpoints, ipam, resources
+from cymric.model.keys import (
+    AffinityKey,
+    BlockKey,
+    HandleKey,
+    IPAMConfigKey,
+    Key,
+    MalformedKey,
+    ResourceKey,
+    parse_key,
+)
+
+TYPE_BY_KIND: dict[str, type[resources.Resource]] = {
+    "BGPConfiguration": resources.BGPConfiguration,
+    "BGPPeer": resources.BGPPeer,
+    "ClusterInformation": resources.ClusterInformation,
+    "FelixConfiguration": resources.FelixConfiguration,
+    "IPPool": resources.IPPool,
+    "IPReservation": resources.IPReservation,
+    "Node": resources.Node,
+    "Profile": resources.Profile,
+    "WorkloadEndpoint": endpoints.WorkloadEndpoint,
+}
+"""The kinds that have a typed form; all others decode to `Unmodelled`."""
+
+T = TypeVar("T")
+
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {}
+_GO_ESCAPES = (
+    (b"<", b"\\u003c"),
+    (b">", b"\\u003e"),
+    (b"&", b"\\u0026"),
+    ("\u2028".encode(), b"\\u2028"),
+    ("\u2029".encode(), b"\\u2029"),
+)
+
+
+class Malformed(ValueError):
+    """A key or value that cannot be right; the message names the key."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key = key
+        self.reason = reason
+
+
+class Unmodelled(msgspec.Struct, frozen=True):
+    """A resource of a kind that no program reads yet; kept as its JSON tree."""
+
+    tree: dict[str, Any]
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """A key that is none of the data model's."""
+
+
+def encode(value: object) -> bytes:
+    """The bytes Calico would store for `value` (a struct, or a JSON tree with fields in order)."""
+    encoded = _ENCODER.encode(value)
+    for plain, escaped in _GO_ESCAPES:
+        encoded = encoded.replace(plain, escaped)
+    return encoded
+
+
+def decode_as(kind: type[T], value: bytes) -> T:
+    """`value` as a `kind`. Raises msgspec.MsgspecError (a ValueError for bad JSON or fields)."""
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        decoder = _DECODERS[kind] = msgspec.json.Decoder(kind, strict=True)
+    decoded: T = decoder.decode(value)
+    return decoded
+
+
+def decode(key: str, value: bytes) -> tuple[Key, object] | None:
+    """The typed key and value behind one stored pair; None if the key is none of ours.
+
+    Raises Malformed, naming the key, when either cannot be read or the two contradict.
+    """
+    try:
+        parsed = parse_key(key)
+    except MalformedKey as error:
+        raise Malformed(key, str(error)) from None
+    if parsed is None:
+        return None
+    try:
+        return parsed, _decode_value(parsed, value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+        raise Malformed(key, str(error)) from None
+
+
+def _decode_value(key: Key, value: bytes) -> object:
+    match key:
+        case BlockKey():
+            block = decode_as(ipam.AllocationBlock, value)
+            if block.network != key.cidr:
+                raise ValueError(f"the value is of block {block.cidr}")
+            return block
+        case AffinityKey():
+            return decode_as(ipam.BlockAffinity, value or b"{}")
+        case HandleKey():
+            return decode_as(ipam.AllocationHandle, value)
+        case IPAMConfigKey():
+            return decode_as(ipam.IPAMConfig, value)
+        case ResourceKey():
+            return _decode_resource(key, value)
+
+
+def _decode_resource(key: ResourceKey, value: bytes) -> object:
+    kind = TYPE_BY_KIND.get(key.kind)
+    if kind is None:
+        return Unmodelled(decode_as(dict[str, Any], value))
+    resource = decode_as(kind, value)
+    if resource.kind != key.kind:
+        raise ValueError(f"the value is a {resource.kind}")
+    if (resource.metadata.name, resource.metadata.namespace) != (key.name, key.namespace):
+        raise ValueError(f"the value is named {resource.metadata.full_name}")
+    return resource

@@ -1,0 +1,112 @@
+"""WorkloadEndpoint, and the names that Calico computes for endpoints.
+
+Source: Calico's internal WorkloadEndpoint resource and its CNI plugin. Resource name: four
+segments joined by `-`, inside a segment each `-` doubled. Host side interface: `cali` and eleven
+hexadecimal digits of SHA-1 (Kubernetes), or the start of the container id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from cymric.model.net import Address, parse_network
+from cymric.model.resources import Resource, Spec
+
+LABEL_NAMESPACE = "projectcalico.org/namespace"
+LABEL_ORCHESTRATOR = "projectcalico.org/orchestrator"
+LABEL_SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
+HOST_MAC = "ee:ee:ee:ee:ee:ee"
+"""The MAC of every host side veth: pods never need to learn it anew."""
+POD_GATEWAY = "169.254.1.1"
+"""The next hop inside every pod; the host answers ARP for it by proxy."""
+
+MAX_INTERFACE_NAME = 15
+
+
+class WorkloadEndpointSpec(Spec, frozen=True, kw_only=True):
+    """See Calico's WorkloadEndpoint resource. `ip_networks` holds /32 and /128 only."""
+
+    orchestrator: str
+    workload: str = ""
+    node: str
+    container_id: str = msgspec.field(default="", name="containerID")
+    pod: str = ""
+    endpoint: str
+    service_account_name: str = ""
+    ip_networks: tuple[str, ...] = ()
+    ipv4_gateway: str = ""
+    ipv6_gateway: str = ""
+    profiles: tuple[str, ...] = ()
+    interface_name: str = ""
+    mac: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.orchestrator and self.node and self.endpoint):
+            raise ValueError("orchestrator, node and endpoint are required")
+        if len(self.interface_name) > MAX_INTERFACE_NAME:
+            raise ValueError(f"interfaceName {self.interface_name!r} is longer than 15 characters")
+        for text in self.ip_networks:
+            network = parse_network(text)
+            if network.prefixlen != network.max_prefixlen:
+                raise ValueError(f"ipNetworks {text!r} is not a single address")
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The endpoint's addresses."""
+        return tuple(parse_network(text).network_address for text in self.ip_networks)
+
+    @property
+    def workload_name(self) -> str:
+        """The third segment of the endpoint's name: pod, container or workload."""
+        if self.orchestrator == "k8s":
+            return self.pod
+        if self.orchestrator == "cni":
+            return self.container_id
+        if self.orchestrator == "libnetwork":
+            return "libnetwork"
+        return self.workload
+
+
+class WorkloadEndpoint(Resource, frozen=True, kw_only=True):
+    """One interface of one workload, namespaced."""
+
+    kind: str = "WorkloadEndpoint"
+    spec: WorkloadEndpointSpec
+
+    def __post_init__(self) -> None:
+        expected = endpoint_name(
+            self.spec.node, self.spec.orchestrator, self.spec.workload_name, self.spec.endpoint
+        )
+        if self.metadata.name != expected:
+            raise ValueError(f"the endpoint's fields make its name {expected}")
+
+    @property
+    def workload_id(self) -> str:
+        """`<namespace>/<pod | container | workload>`, as in status files and keys."""
+        return f"{self.metadata.namespace}/{self.spec.workload_name}"
+
+
+def endpoint_name(node: str, orchestrator: str, workload: str, endpoint: str) -> str:
+    """The resource name made of four segments. Raises ValueError for an empty or dashed edge."""
+    segments = (node, orchestrator, workload, endpoint)
+    for segment in segments:
+        if not segment or segment.startswith("-") or segment.endswith("-"):
+            raise ValueError(f"{segment!r} cannot be part of an endpoint's name")
+    return "-".join(segment.replace("-", "--") for segment in segments)
+
+
+def endpoint_name_prefix(node: str, orchestrator: str, workload: str) -> str:
+    """How the names of all endpoints of one workload begin."""
+    return endpoint_name(node, orchestrator, workload, "x")[:-1]
+
+
+def host_interface_name(
+    *, namespace: str, pod: str = "", container_id: str = "", prefix: str = "cali"
+) -> str:
+    """The name of the host side veth: by pod when there is one, else by container id."""
+    if pod:
+        digest = hashlib.sha1(f"{namespace}.{pod}".encode(), usedforsecurity=False).hexdigest()
+        return prefix + digest[:11]
+    return prefix + container_id[:11]
