@@ -1,0 +1,259 @@
+"""Links, addresses and neighbours of one network namespace, through pyroute2.
+
+One `Netlink` is one socket, bound for ever to the namespace it was opened in. pyroute2's own way
+into another namespace forks a helper for each socket; ours visits the namespace for the moment of
+opening (`namespace.visiting`). Calls may overlap; removing a link occupies the loop for as long as
+the kernel needs (some 20 ms). Only this file knows pyroute2.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import nullcontext
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from cymric.kernel.links import (
+    EventsLost,
+    KernelError,
+    Link,
+    LinkChange,
+    LinkChanges,
+    LinkRoute,
+    Neighbour,
+    NoSuchLink,
+    VethPair,
+    kernel_error,
+)
+from cymric.kernel.namespace import visiting
+from cymric.model.net import Address, Interface
+
+_RTMGRP_LINK = 1
+_IFF_UP = 0x1
+_IFF_LOWER_UP = 0x10000
+_NUD_PERMANENT = 0x80
+_RT_TABLE_MAIN = 254
+_RT_SCOPE_LINK = 253
+_RTPROT_BOOT = 3
+
+
+class Netlink:
+    """The kernel's links; see `cymric.kernel.links.Links`. `namespace` None is our own."""
+
+    def __init__(self, namespace: int | None = None) -> None:
+        self._namespace = namespace
+        self._ipr = _open_socket(namespace)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._ipr.close()
+
+    async def all(self) -> tuple[Link, ...]:
+        """Every link."""
+        return tuple(map(_link, await _ask("list links", self._ipr.link("dump"))))
+
+    async def get(self, name: str) -> Link | None:
+        """The link of that name, or None."""
+        try:
+            found = await _ask(f"look up link {name}", self._ipr.link("get", ifname=name))
+        except NoSuchLink:
+            return None
+        return _link(found[0])
+
+    async def create_veth(self, pair: VethPair) -> None:
+        """Create the pair, both ends down. Raises AlreadyThere if either name is taken."""
+        peer: dict[str, Any] = {"ifname": pair.peer_name, "net_ns_fd": pair.peer_namespace}
+        request: dict[str, Any] = {"ifname": pair.name, "kind": "veth", "peer": peer}
+        if pair.mtu:
+            request["mtu"] = peer["mtu"] = pair.mtu
+        if pair.mac:
+            request["address"] = pair.mac
+        if pair.peer_mac:
+            peer["address"] = pair.peer_mac
+        await _ask(
+            f"create veth {pair.name} with peer {pair.peer_name}",
+            self._ipr.link("add", **request),
+        )
+
+    async def set_up(self, index: int) -> None:
+        """Switch a link on. Raises NoSuchLink."""
+        await _ask(f"switch on link {index}", self._ipr.link("set", index=index, state="up"))
+
+    async def delete(self, index: int) -> None:
+        """Remove a link and, of a veth, its peer. Raises NoSuchLink."""
+        await _ask(f"remove link {index}", self._ipr.link("del", index=index))
+
+    async def addresses(self, index: int) -> tuple[Interface, ...]:
+        """The addresses of a link, both families."""
+        found = await _ask(f"list addresses of link {index}", self._ipr.addr("dump", index=index))
+        return tuple(
+            ip_interface(f"{message.get('local') or message.get('address')}/{message['prefixlen']}")
+            for message in found
+            if message["index"] == index
+        )
+
+    async def add_address(self, index: int, address: Interface) -> None:
+        """Give a link an address. Raises AlreadyThere, NoSuchLink."""
+        await _ask(
+            f"add address {address} to link {index}",
+            self._ipr.addr(
+                "add",
+                index=index,
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+            ),
+        )
+
+    async def routes(self, index: int) -> tuple[LinkRoute, ...]:
+        """The main table's IPv4 routes over a link."""
+        found = await _ask(
+            f"list routes of link {index}",
+            self._ipr.route("dump", family=socket.AF_INET, table=_RT_TABLE_MAIN, oif=index),
+        )
+        return tuple(
+            _route(message)
+            for message in found
+            if message.get("oif") == index and message.get("table") == _RT_TABLE_MAIN
+        )
+
+    async def add_route(self, route: LinkRoute) -> None:
+        """Add a route. Raises AlreadyThere, NoSuchLink."""
+        request: dict[str, Any] = {"dst": str(route.destination), "oif": route.index}
+        if route.gateway is None:
+            request["scope"] = _RT_SCOPE_LINK
+        else:
+            request["gateway"] = str(route.gateway)
+        await _ask(
+            f"add route {route.destination} over link {route.index}",
+            self._ipr.route("add", proto=_RTPROT_BOOT, table=_RT_TABLE_MAIN, **request),
+        )
+
+    async def neighbours(self, index: int) -> tuple[Neighbour, ...]:
+        """The neighbour entries of a link that have a MAC, learned ones too."""
+        found = await _ask(
+            f"list neighbours of link {index}", self._ipr.neigh("dump", ifindex=index)
+        )
+        return tuple(
+            Neighbour(
+                ip_address(message.get("dst")),
+                message.get("lladdr"),
+                bool(message["state"] & _NUD_PERMANENT),
+            )
+            for message in found
+            if message["ifindex"] == index and message.get("dst") and message.get("lladdr")
+        )
+
+    async def set_neighbour(self, index: int, address: Address, mac: str) -> None:
+        """Make `address` permanently `mac` on a link, whatever was known before."""
+        await _ask(
+            f"set neighbour {address} to {mac} on link {index}",
+            self._ipr.neigh(
+                "replace", dst=str(address), lladdr=mac, ifindex=index, state=_NUD_PERMANENT
+            ),
+        )
+
+    async def remove_neighbour(self, index: int, address: Address) -> None:
+        """Forget an entry; a missing one is not an error."""
+        try:
+            await _ask(
+                f"remove neighbour {address} from link {index}",
+                self._ipr.neigh("del", dst=str(address), ifindex=index),
+            )
+        except KernelError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+                raise
+
+    async def watch(self) -> LinkChanges:
+        """Every change of links from now on; list after this returns, and nothing is missed."""
+        # A socket of its own: answers to requests never wait behind a burst of events.
+        events = _open_socket(self._namespace)
+        await events.bind(groups=_RTMGRP_LINK)
+        return _Changes(events)
+
+
+class _Changes:
+    """Link events of one socket."""
+
+    def __init__(self, events: Any) -> None:
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[LinkChange]:
+        try:
+            while True:
+                async for message in self._events.get():
+                    change = _change(message)
+                    if change is not None:
+                        yield change
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                raise EventsLost("the kernel dropped link events") from error
+            raise
+
+    async def aclose(self) -> None:
+        self._events.close()
+
+
+def _open_socket(namespace: int | None) -> Any:
+    ipr = AsyncIPRoute(groups=0, ext_ack=True)
+    with visiting(namespace) if namespace is not None else nullcontext():
+        ipr.socket  # noqa: B018 - the property opens the socket, here and nowhere else
+    return ipr
+
+
+async def _ask(request: str, answer: Awaitable[Any]) -> list[Any]:
+    """Wait for an answer; refusals become our own errors, which say what was asked."""
+    try:
+        found = await answer
+        if hasattr(found, "__aiter__"):
+            return [message async for message in found]
+        return list(found)
+    except NetlinkError as error:
+        raise kernel_error(error.code, request, _reason(error)) from None
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise kernel_error(code, request, error.strerror or str(error)) from error
+
+
+def _reason(error: NetlinkError) -> str:
+    said = str(error.args[1]) if len(error.args) > 1 else ""
+    plain = os.strerror(error.code)
+    return plain if said in ("", plain) else f"{said} ({plain})"
+
+
+def _link(message: Any) -> Link:
+    flags = message["flags"]
+    return Link(
+        index=message["index"],
+        name=message.get("ifname"),
+        kind=message.get(("linkinfo", "kind")) or "",
+        mac=message.get("address") or "",
+        mtu=message.get("mtu") or 0,
+        is_up=bool(flags & _IFF_UP),
+        is_running=bool(flags & _IFF_UP and flags & _IFF_LOWER_UP),
+    )
+
+
+def _change(message: Any) -> LinkChange | None:
+    if message["event"] not in ("RTM_NEWLINK", "RTM_DELLINK"):
+        return None
+    # A bridge reports its ports' own changes in the AF_BRIDGE family; those are no link changes.
+    if message["family"] != socket.AF_UNSPEC:
+        return None
+    link = _link(message)
+    gone = message["event"] == "RTM_DELLINK"
+    return LinkChange(link.index, link.name, None if gone else link)
+
+
+def _route(message: Any) -> LinkRoute:
+    gateway = message.get("gateway")
+    return LinkRoute(
+        destination=ip_network(f"{message.get('dst') or '0.0.0.0'}/{message['dst_len']}"),
+        index=message.get("oif"),
+        gateway=ip_address(gateway) if gateway else None,
+    )
