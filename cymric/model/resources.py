@@ -321,7 +321,7 @@ class BGPConfiguration(Resource, frozen=True, kw_only=True):
 
 
 def split_peer_address(text: str) -> tuple[str, int | None]:
-    """The canonical address and the port of `10.0.0.1`, `10.0.0.1:1179`, `[fd00::1]:1179`, `fd00::1`."""
+    """Address and port of `10.0.0.1`, `10.0.0.1:1179`, `[fd00::1]:1179` or `fd00::1`."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):

@@ -1,0 +1,49 @@
+"""Logging: constant events with named fields, to standard error, by structlog.
+
+People at a terminal get coloured lines, everything else JSON, unless `log_format` says otherwise.
+Libraries that use the standard `logging` come out the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from cymric.runtime.settings import Settings
+
+
+def configure(settings: Settings, daemon: str) -> None:
+    """Set up structlog and `logging` for this process; `daemon` is on every line."""
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    is_console = settings.log_format == "console" or (
+        settings.log_format == "auto" and sys.stderr.isatty()
+    )
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if is_console else structlog.processors.JSONRenderer()
+    )
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=shared,
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(level, logging.WARNING))
+    structlog.contextvars.bind_contextvars(daemon=daemon, node=settings.node_name)
