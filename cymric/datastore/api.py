@@ -8,7 +8,7 @@ class, so that nobody above this layer ever sees a gRPC error. Adapters: `etcd.p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -111,18 +111,28 @@ class NoSpace(DatastoreError):
     """etcd's quota is used up; it refuses writes until an operator acts."""
 
 
-@dataclass
+class LeaseLost(DatastoreError):
+    """The lease ran out or was revoked: what was written under it is gone."""
+
+
+@dataclass(eq=False)
 class Compacted(DatastoreError):
     """The wanted revision is gone; list again. `revision` is the oldest one still there."""
 
     revision: int
 
+    def __str__(self) -> str:
+        return f"compacted up to revision {self.revision}; list again"
 
-@dataclass
+
+@dataclass(eq=False)
 class Conflict(DatastoreError):
     """A comparison did not hold. `current` tells, for each compared key, what is there now."""
 
     current: Mapping[str, KeyValue | None] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"somebody else wrote first: {', '.join(self.current)}"
 
 
 class Datastore(Protocol):
@@ -139,31 +149,55 @@ class Datastore(Protocol):
     async def commit(self, transaction: Transaction) -> int:
         """Land the transaction and return its revision.
 
-        Raises Conflict with the current state of all compared keys when a comparison fails, and
-        OutcomeUnknown when the connection broke after sending.
+        Raises Conflict with the current state of all compared keys when a comparison fails,
+        OutcomeUnknown when the connection broke after sending, TooLarge before sending what etcd
+        would refuse, LeaseLost for a put under a lease that is gone, and ValueError when one key
+        is written twice. Deleting what is missing changes nothing, also not the revision.
         """
         ...
 
     def watch(self, prefix: str, *, start_revision: int) -> AsyncIterator[Sequence[WatchEvent]]:
         """Every change under `prefix` from `start_revision` on, once, in order, in batches.
 
-        Survives loss and restart of etcd, changed leaders and expired tokens. Ends only by
-        raising Compacted (also when the cluster was wiped or restored to an older revision: then
-        the caller must list again) or PermissionDenied / NotAuthenticated.
+        A revision is never split over two batches. Survives loss and restart of etcd, changed
+        leaders and expired tokens. Ends only by raising Compacted (also when the cluster was wiped
+        or restored to an older revision: then the caller must list again) or PermissionDenied /
+        NotAuthenticated.
         """
         ...
 
-    async def grant_lease(self, ttl_s: int) -> int:
-        """A new lease; the adapter keeps it alive until `revoke_lease` or `close`."""
+    async def grant_lease(self, ttl_s: int, *, on_lost: Callable[[int], None] | None = None) -> int:
+        """A new lease; the adapter keeps it alive until `revoke_lease` or `close`.
+
+        `on_lost` is told the id if the lease runs out nevertheless (etcd away for `ttl_s`).
+        """
         ...
 
     async def revoke_lease(self, lease_id: int) -> None:
-        """End a lease; the keys written under it vanish."""
+        """End a lease; the keys written under it vanish. One already gone is no error."""
         ...
 
     async def close(self) -> None:
         """Let go of connections and background tasks."""
         ...
+
+
+def check(transaction: Transaction, *, max_request_bytes: int = MAX_REQUEST_BYTES) -> None:
+    """Refuse, before anything is sent, what etcd would refuse: TooLarge, or ValueError for a bug.
+
+    etcd counts comparisons and operations separately, and limits each (`--max-txn-ops`).
+    """
+    operations = transaction.operations
+    if max(len(operations), len(transaction.compares)) > MAX_OPERATIONS:
+        raise TooLarge(f"more than {MAX_OPERATIONS} operations in one transaction")
+    size = sum(len(op.key) + (len(op.value) if isinstance(op, Put) else 0) for op in operations)
+    if size > max_request_bytes:
+        raise TooLarge(f"{size} bytes in one transaction; the limit is {max_request_bytes}")
+    keys = [operation.key for operation in operations]
+    if len(set(keys)) < len(keys):
+        raise ValueError("a transaction may touch a key only once")
+    if not all(keys) or not all(compare.key for compare in transaction.compares):
+        raise ValueError("a key must not be empty")
 
 
 async def create(store: Datastore, key: str, value: bytes) -> int:
