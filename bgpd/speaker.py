@@ -12,8 +12,9 @@ Invariants:
   call wins. It may come before the session exists, and needs no repetition when the session flaps.
 - The first `advertise` for a peer says "this is the full set": the speaker then sends End-of-RIB
   after the routes. A peer that nobody advertised to gets no End-of-RIB.
-- Events arrive in the order the speaker saw them. After `SpeakerLost` every session is down; after
-  `SpeakerConnected` each session that is up is told by a `SessionUp`, `resumed` if it was up before.
+- Events arrive in the order the speaker saw them. After `SpeakerLost` every session is down. After
+  `SpeakerConnected` each session that is up is told by a `SessionUp` with `resumed`, also one that
+  was known to be up; one that is gone is told by a `SessionDown`.
 - Received routes carry no decision: loops, first-AS and next-hop checks are the listener's.
 
 Source: RFC 4271 (attributes, RIBs), RFC 4724 (graceful restart), RFC 7313 (enhanced refresh).
