@@ -1,0 +1,1 @@
+"""The routing daemon: decides what is advertised and installed; ExaBGP speaks the protocol."""

@@ -25,8 +25,7 @@ import structlog
 
 from bgpd import exabgp_patches
 from bgpd.speaker_file import Listen, read_header
-from cymric.runtime.logs import configure_logs
-from cymric.runtime.settings import load_settings
+from cymric.runtime import logs, settings
 
 POLL_S = 0.2
 DEFAULT_LISTEN = Listen("0.0.0.0", 179)
@@ -58,9 +57,9 @@ def environment(listen: Listen, *, reactor_speed: str = "0.1") -> Mapping[str, s
 def main() -> None:
     """Wait for a file ExaBGP accepts, then be ExaBGP until told to stop."""
     signal.signal(signal.SIGTERM, _leave)
-    settings = load_settings()
-    configure_logs("exabgp", settings)
-    path = Path(settings.exabgp_config)
+    loaded = settings.load()
+    logs.configure(loaded, "exabgp")
+    path = loaded.exabgp_config
     _wait_for_file(path)
     os.environ.update(environment(_wait_to_listen(path)))
     exabgp_patches.apply(_report_refusal, path)
