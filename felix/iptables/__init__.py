@@ -1,0 +1,1 @@
+"""The iptables driver: wanted tables in, the smallest restore transaction out."""

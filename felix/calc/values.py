@@ -1,0 +1,85 @@
+"""All that the calculation may say to the data plane: one frozen picture of what is wanted.
+
+The picture is whole: who applies it needs no earlier one, and equal pictures mean equal kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address
+
+from felix.calc.config import FelixConfig
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class EndpointId:
+    """Names a workload endpoint as status files do; ordered by text."""
+
+    orchestrator: str
+    workload: str
+    """`<namespace>/<pod or container>`."""
+    endpoint: str
+
+    def __str__(self) -> str:
+        return f"{self.orchestrator}/{self.workload}/{self.endpoint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One local workload endpoint; `mac` is the pod's side."""
+
+    id: EndpointId
+    interface: str
+    mac: str
+    addresses: tuple[IPv4Address, ...]
+    profiles: tuple[str, ...]
+
+
+class Verdict(StrEnum):
+    """What a rule that matches everything says."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    PASS = "pass"  # noqa: S105 - a verdict
+    LOG = "log"
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRules:
+    """A profile's rules per direction; None stands for "drop everything": missing or not ours."""
+
+    name: str
+    inbound: tuple[Verdict, ...] | None
+    outbound: tuple[Verdict, ...] | None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """Something in the datastore that is not done as written, for people to read."""
+
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """Everything one node should enforce."""
+
+    config: FelixConfig = field(default_factory=FelixConfig)
+    is_ready: bool = True
+    """False: the datastore is locked, leave the kernel as it is."""
+    endpoints: tuple[Endpoint, ...] = ()
+    """By interface name, one per interface."""
+    profiles: Mapping[str, ProfileRules] = field(default_factory=dict)
+    """Every profile that an endpoint names."""
+    pools: frozenset[str] = frozenset()
+    masquerade_pools: frozenset[str] = frozenset()
+    hosts: frozenset[str] = frozenset()
+    service_cidrs: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    unenforced: tuple[str, ...] = ()
+    """Policies and host endpoints that exist and are not enforced, by key."""
+    count_by_kind: Mapping[str, int] = field(default_factory=dict)
+    """How many objects of each kind the cluster has."""

@@ -1,0 +1,161 @@
+"""One table of the kernel kept as wanted: read, compare, write the difference, check again later.
+
+`want` states the whole content, `apply` writes the difference against what is known to be there,
+`check` reads the table and repairs what others broke. Reading costs more than writing, so a fresh
+`apply` trusts what was read or written before; checks come after writes (5 s, doubling while
+nothing is written) and every refresh interval.
+
+Invariants: nothing is written when nothing differs, also after a restart; a failed write is
+followed by a read; after `ATTEMPTS` failures TableFailed is raised, for the process to start anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from prometheus_client import Counter, Gauge
+
+from cymric.kernel.command import CommandFailed, Commands
+from felix.iptables import render
+from felix.iptables.backend import Backend
+from felix.iptables.plan import RenderedTable, plan, render_table
+from felix.iptables.render import RenderedChain
+from felix.iptables.saved import SavedTable, Unreadable, parse
+from felix.rules.rule import Chain, TableContent
+
+ATTEMPTS = 10
+FIRST_PAUSE_S = 0.001
+LONGEST_CHECK_INTERVAL_S = 3600.0
+
+RESTORES = Counter("felix_iptables_restore_calls", "iptables-restore runs.")
+RESTORE_ERRORS = Counter("felix_iptables_restore_errors", "iptables-restore runs that failed.")
+SAVES = Counter("felix_iptables_save_calls", "iptables-save runs.")
+SAVE_ERRORS = Counter("felix_iptables_save_errors", "iptables-save runs that failed.")
+LINES = Counter("felix_iptables_lines_executed", "Lines written.", ["ip_version", "table"])
+CHAINS = Gauge("felix_iptables_chains", "Chains of ours.", ["ip_version", "table"])
+RULES = Gauge("felix_iptables_rules", "Rules of ours.", ["ip_version", "table"])
+
+log = structlog.get_logger()
+
+
+class TableFailed(Exception):
+    """A table could not be written, however often it was read anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckIntervals:
+    """When to look again, in seconds; 0 means never."""
+
+    refresh_s: float = 180.0
+    post_write_s: float = 5.0
+
+
+class Table:
+    """See the chapter. `clock` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        name: str,
+        backend: Backend,
+        commands: Commands,
+        *,
+        clock: Callable[[], float],
+        intervals: CheckIntervals | None = None,
+    ) -> None:
+        self.name = name
+        self._backend = backend
+        self._commands = commands
+        self._clock = clock
+        self._intervals = intervals or CheckIntervals()
+        self._wanted = RenderedTable(name)
+        self._rendered: dict[str, tuple[Chain, RenderedChain]] = {}
+        self._actual: SavedTable | None = None
+        self._read_at_s = clock()
+        self._post_write_check_s = 0.0
+
+    def want(self, content: TableContent) -> None:
+        """State the whole wanted content."""
+        self._wanted = render_table(content, self._render)
+        names = self._wanted.chains.keys()
+        self._rendered = {name: self._rendered[name] for name in names}
+        rules = sum(len(chain.rules) for chain in self._wanted.chains.values())
+        hooks = sum(len(hook.hashes) for hook in self._wanted.hooks.values())
+        CHAINS.labels("4", self.name).set(len(names))
+        RULES.labels("4", self.name).set(rules + hooks)
+
+    def _render(self, chain: Chain) -> RenderedChain:
+        known = self._rendered.get(chain.name)
+        if known is None or (known[0] is not chain and known[0] != chain):
+            known = (chain, render.chain(chain))
+            self._rendered[chain.name] = known
+        return known[1]
+
+    @property
+    def check_due_s(self) -> float:
+        """When, on the clock, `check` should be called next."""
+        due = [
+            self._read_at_s + interval
+            for interval in (self._intervals.refresh_s, self._post_write_check_s)
+            if interval
+        ]
+        return min(due, default=float("inf"))
+
+    async def apply(self) -> bool:
+        """Make the table as wanted; whether anything was written. Raises TableFailed."""
+        pause_s, problem = FIRST_PAUSE_S, ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(pause_s)
+                pause_s *= 2
+            # Until the answer is in, what the kernel has is not known (cancellation, errors).
+            actual, self._actual = self._actual, None
+            try:
+                if actual is None:
+                    actual = await self._read()
+                step = plan(actual, self._wanted)
+                if step.lines:
+                    await self._write(step.text(self.name), len(step.lines))
+            except (CommandFailed, Unreadable) as error:
+                problem = str(error)
+                log.warning("table not written, reading it anew", table=self.name, error=problem)
+                continue
+            self._actual = step.after
+            if step.lines:
+                self._read_at_s = self._clock()
+                self._post_write_check_s = self._intervals.post_write_s
+            return bool(step.lines)
+        raise TableFailed(f"table {self.name}: {problem}")
+
+    async def check(self) -> bool:
+        """Read the table and repair it; whether that was needed. Raises TableFailed."""
+        self._actual = None
+        was_repaired = await self.apply()
+        if was_repaired:
+            log.warning("table was not as left, repaired", table=self.name)
+        else:
+            self._read_at_s = self._clock()
+            doubled = 2 * self._post_write_check_s
+            self._post_write_check_s = doubled if doubled < LONGEST_CHECK_INTERVAL_S else 0.0
+        return was_repaired
+
+    async def _read(self) -> SavedTable:
+        SAVES.inc()
+        try:
+            done = (await self._commands.run(self._backend.save(self.name))).checked()
+        except CommandFailed:
+            SAVE_ERRORS.inc()
+            raise
+        return parse(done.stdout).get(self.name, SavedTable())
+
+    async def _write(self, text: str, lines: int) -> None:
+        RESTORES.inc()
+        LINES.labels("4", self.name).inc(lines)
+        try:
+            (await self._commands.run(self._backend.restore(), stdin=text)).checked()
+        except CommandFailed:
+            RESTORE_ERRORS.inc()
+            log.debug("refused transaction", table=self.name, text=text)
+            raise

@@ -1,0 +1,43 @@
+"""Names in the kernel: chains, IP sets, and how long ones are cut.
+
+The names are Calico's, so that a node changes hands between the two without a rule being moved.
+Source: Calico 3.32, felix/rules and felix/ipsets.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+CHAIN_PREFIX = "cali-"
+MAX_CHAIN_NAME = 28
+MAX_SET_NAME = 31
+SET_PREFIX = "cali40"
+
+TO_WORKLOAD = "cali-tw-"
+FROM_WORKLOAD = "cali-fw-"
+PROFILE_INBOUND = "cali-pri-"
+PROFILE_OUTBOUND = "cali-pro-"
+
+NETWORK_POOLS = "network-ip-pools"
+MASQUERADE_POOLS = "masq-ipam-pools"
+ALL_HOSTS = "all-hosts-net"
+THIS_HOST = "this-host"
+
+
+def limited(prefix: str, suffix: str, limit: int = MAX_CHAIN_NAME) -> str:
+    """`prefix` + `suffix`, the suffix replaced by a hash of itself if that is too long.
+
+    A suffix that fits exactly but starts with `_` is hashed too: it could be a hash itself.
+    """
+    suffix = suffix or "_"
+    name = prefix + suffix
+    if len(name) < limit or (len(name) == limit and not suffix.startswith("_")):
+        return name
+    digest = base64.urlsafe_b64encode(hashlib.sha256(suffix.encode()).digest()).decode()
+    return f"{prefix}_{digest}"[:limit]
+
+
+def set_name(set_id: str) -> str:
+    """The kernel's name of an IPv4 set."""
+    return (SET_PREFIX + set_id)[:MAX_SET_NAME]

@@ -1,0 +1,184 @@
+"""The vocabulary of rules: Match, Action, Rule, Chain, and the whole wanted content of a table.
+
+Values only. A match is kept as the pieces of text that iptables-restore reads, in the order given:
+the text is what rule hashes are made of (felix/iptables/render.py), so spelling and order here are
+part of the format shared with Calico.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a packet must be, built piece by piece: `Match().in_interface("cali+").mark_set(4)`."""
+
+    fragments: tuple[str, ...] = ()
+
+    def _and(self, fragment: str) -> Match:
+        return Match((*self.fragments, fragment))
+
+    def mark_set(self, bits: int) -> Match:
+        """All `bits` of the packet mark are set."""
+        return self._and(f"-m mark --mark {bits:#x}/{bits:#x}")
+
+    def mark_clear(self, bits: int) -> Match:
+        """All `bits` of the packet mark are clear."""
+        return self._and(f"-m mark --mark 0/{bits:#x}")
+
+    def in_interface(self, name: str) -> Match:
+        """Came in through `name`; a final `+` stands for any ending."""
+        return self._and(f"--in-interface {name}")
+
+    def out_interface(self, name: str) -> Match:
+        """Leaves through `name`; a final `+` stands for any ending."""
+        return self._and(f"--out-interface {name}")
+
+    def protocol(self, name_or_number: str) -> Match:
+        """IP protocol, as `tcp` or as a number in text."""
+        return self._and(f"-p {name_or_number}")
+
+    def source(self, cidr: str) -> Match:
+        """Source address inside `cidr`."""
+        return self._and(f"--source {cidr}")
+
+    def destination(self, cidr: str) -> Match:
+        """Destination address inside `cidr`."""
+        return self._and(f"--destination {cidr}")
+
+    def destination_ports(self, ports: str) -> Match:
+        """Destination port among `80,8000:8080` (needs a protocol before)."""
+        return self._and(f"-m multiport --destination-ports {ports}")
+
+    def conntrack_state(self, states: str) -> Match:
+        """Connection state among `RELATED,ESTABLISHED`."""
+        return self._and(f"-m conntrack --ctstate {states}")
+
+    def not_conntrack_state(self, states: str) -> Match:
+        """Connection state not among `states`."""
+        return self._and(f"-m conntrack ! --ctstate {states}")
+
+    def source_set(self, set_name: str) -> Match:
+        """Source address is a member of the IP set."""
+        return self._and(f"-m set --match-set {set_name} src")
+
+    def not_destination_set(self, set_name: str) -> Match:
+        """Destination address is no member of the IP set."""
+        return self._and(f"-m set ! --match-set {set_name} dst")
+
+    def reverse_path_failed(self) -> Match:
+        """The route back to the source does not leave through the interface it came from."""
+        return self._and("-m rpfilter --invert --validmark")
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """Go on in `chain`, come back at its end."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goto:
+    """Go on in `chain`; its end returns to whoever jumped here."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A verdict without arguments: ACCEPT, DROP, RETURN, REJECT or NOTRACK."""
+
+    name: str
+
+
+ACCEPT = Target("ACCEPT")
+DROP = Target("DROP")
+REJECT = Target("REJECT")
+RETURN = Target("RETURN")
+
+
+@dataclass(frozen=True, slots=True)
+class SetMark:
+    """Set these bits of the packet mark."""
+
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClearMark:
+    """Clear these bits of the packet mark."""
+
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Report the packet to the kernel log."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Masquerade:
+    """Translate the source to the address of the leaving interface; `ports` as `min-max`."""
+
+    ports: str = ""
+    random_fully: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SourceNAT:
+    """Translate the source to `address` (and `ports`, as `min-max`)."""
+
+    address: str
+    ports: str = ""
+    random_fully: bool = True
+
+
+Action = Jump | Goto | Target | SetMark | ClearMark | Log | Masquerade | SourceNAT
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """If `match`, then `action`; without an action only the comments count."""
+
+    match: Match = Match()
+    action: Action | None = None
+    comments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain of ours and all of its rules."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """The chains this one jumps or goes to."""
+        return frozenset(
+            rule.action.chain for rule in self.rules if isinstance(rule.action, Jump | Goto)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TableContent:
+    """All we want in one table.
+
+    `inserts` and `appends` are our rules in chains of the kernel, at their top and at their end.
+    Chains that no hook reaches are not written.
+    """
+
+    name: str
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+    inserts: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    appends: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+
+
+def chains_by_name(*chains: Chain) -> dict[str, Chain]:
+    """Index chains by name."""
+    return {chain.name: chain for chain in chains}

@@ -1,0 +1,219 @@
+"""The chains that every node has, whatever runs on it, and their hooks in the kernel's chains.
+
+Order and text are Calico's (3.32, felix/rules/static.go, without tunnels, host endpoints and
+IPVS), so that rule hashes agree. The chains of host endpoints exist and are empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from felix.calc.config import FelixConfig
+from felix.rules.marks import Marks
+from felix.rules.rule import (
+    ACCEPT,
+    DROP,
+    REJECT,
+    RETURN,
+    Chain,
+    ClearMark,
+    Goto,
+    Jump,
+    Match,
+    Rule,
+    SetMark,
+    Target,
+)
+
+FROM_WORKLOAD_DISPATCH = "cali-from-wl-dispatch"
+TO_WORKLOAD_DISPATCH = "cali-to-wl-dispatch"
+FROM_HOST_ENDPOINT = "cali-from-host-endpoint"
+TO_HOST_ENDPOINT = "cali-to-host-endpoint"
+FROM_HOST_FORWARD = "cali-from-hep-forward"
+TO_HOST_FORWARD = "cali-to-hep-forward"
+WORKLOAD_TO_HOST = "cali-wl-to-host"
+CIDR_BLOCK = "cali-cidr-block"
+RPF_SKIP = "cali-rpf-skip"
+NAT_OUTGOING = "cali-nat-outgoing"
+FLOATING_DNAT = "cali-fip-dnat"
+FLOATING_SNAT = "cali-fip-snat"
+
+_HOST_ACTIONS: dict[str, Target] = {
+    "drop": DROP,
+    "reject": REJECT,
+    "accept": ACCEPT,
+    "return": RETURN,
+}
+
+
+def hook(chain: str) -> Rule:
+    """The jump from a kernel chain to ours."""
+    return Rule(action=Jump(f"cali-{chain}"))
+
+
+def filter_chains(
+    config: FelixConfig, marks: Marks, service_cidrs: Sequence[str]
+) -> tuple[Chain, ...]:
+    """INPUT, FORWARD and OUTPUT of the filter table, and what they jump to."""
+    return (
+        _input(config, marks),
+        _workload_to_host(config),
+        _forward(config, marks),
+        _output(config, marks),
+        Chain(FROM_HOST_ENDPOINT),
+        Chain(TO_HOST_ENDPOINT),
+        Chain(FROM_HOST_FORWARD),
+        Chain(TO_HOST_FORWARD),
+        _cidr_block(config, service_cidrs),
+    )
+
+
+def forward_appends(marks: Marks) -> tuple[Rule, ...]:
+    """The end of FORWARD: accept what policy accepted; mark the rest for mangle POSTROUTING."""
+    return (
+        Rule(Match().mark_set(marks.accept), ACCEPT, ("Policy explicitly accepted packet.",)),
+        Rule(action=SetMark(marks.accept)),
+    )
+
+
+def _accepted_by_host_endpoint(marks: Marks) -> Rule:
+    return Rule(Match().mark_set(marks.accept), ACCEPT, ("Host endpoint policy accepted packet.",))
+
+
+def _input(config: FelixConfig, marks: Marks) -> Chain:
+    return Chain(
+        "cali-INPUT",
+        (
+            *(
+                Rule(Match().in_interface(f"{prefix}+"), Goto(WORKLOAD_TO_HOST))
+                for prefix in config.interface_prefixes
+            ),
+            Rule(Match().mark_set(marks.accept), ACCEPT),
+            Rule(action=ClearMark(marks.all)),
+            Rule(action=Jump(FROM_HOST_ENDPOINT)),
+            _accepted_by_host_endpoint(marks),
+        ),
+    )
+
+
+def _workload_to_host(config: FelixConfig) -> Chain:
+    action = _HOST_ACTIONS[config.default_endpoint_to_host_action]
+    return Chain(
+        WORKLOAD_TO_HOST,
+        (
+            Rule(action=Jump(FROM_WORKLOAD_DISPATCH)),
+            Rule(action=action, comments=("Configured DefaultEndpointToHostAction",)),
+        ),
+    )
+
+
+def _forward(config: FelixConfig, marks: Marks) -> Chain:
+    by_prefix = [
+        rule
+        for prefix in config.interface_prefixes
+        for rule in (
+            Rule(Match().in_interface(f"{prefix}+"), Jump(FROM_WORKLOAD_DISPATCH)),
+            Rule(Match().out_interface(f"{prefix}+"), Jump(TO_WORKLOAD_DISPATCH)),
+        )
+    ]
+    return Chain(
+        "cali-FORWARD",
+        (
+            Rule(action=ClearMark(marks.all_but_accept)),
+            Rule(Match().mark_clear(marks.accept), Jump(FROM_HOST_FORWARD)),
+            *by_prefix,
+            Rule(action=Jump(TO_HOST_FORWARD)),
+            Rule(action=Jump(CIDR_BLOCK)),
+        ),
+    )
+
+
+def _output(config: FelixConfig, marks: Marks) -> Chain:
+    return Chain(
+        "cali-OUTPUT",
+        (
+            Rule(Match().mark_set(marks.accept), ACCEPT),
+            *(
+                Rule(Match().out_interface(f"{prefix}+"), RETURN)
+                for prefix in config.interface_prefixes
+            ),
+            Rule(action=ClearMark(marks.all)),
+            Rule(Match().not_conntrack_state("DNAT"), Jump(TO_HOST_ENDPOINT)),
+            _accepted_by_host_endpoint(marks),
+        ),
+    )
+
+
+def _cidr_block(config: FelixConfig, service_cidrs: Sequence[str]) -> Chain:
+    """What is left for a service range loops between node and router: it ends here."""
+    if config.service_loop_prevention == "disabled":
+        return Chain(CIDR_BLOCK)
+    action = REJECT if config.service_loop_prevention == "reject" else DROP
+    rules = tuple(Rule(Match().destination(cidr), action) for cidr in sorted(service_cidrs))
+    return Chain(CIDR_BLOCK, rules)
+
+
+def raw_chains(config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
+    """PREROUTING and OUTPUT of the raw table: the strict reverse path check of workloads."""
+    prerouting = Chain(
+        "cali-PREROUTING",
+        (
+            Rule(action=ClearMark(marks.all)),
+            *(
+                Rule(Match().in_interface(f"{prefix}+"), SetMark(marks.scratch0))
+                for prefix in config.interface_prefixes
+            ),
+            Rule(Match().mark_set(marks.scratch0), Jump(RPF_SKIP)),
+            Rule(Match().mark_set(marks.scratch0).reverse_path_failed(), DROP),
+            Rule(Match().mark_clear(marks.scratch0), Jump(FROM_HOST_ENDPOINT)),
+            Rule(Match().mark_set(marks.accept), ACCEPT),
+        ),
+    )
+    output = Chain(
+        "cali-OUTPUT",
+        (
+            Rule(action=ClearMark(marks.all)),
+            Rule(action=Jump(TO_HOST_ENDPOINT)),
+            Rule(Match().mark_set(marks.accept), ACCEPT),
+        ),
+    )
+    host = (Chain(FROM_HOST_ENDPOINT), Chain(TO_HOST_ENDPOINT))
+    return (prerouting, output, Chain(RPF_SKIP), *host)
+
+
+def mangle_chains(marks: Marks) -> tuple[Chain, ...]:
+    """PREROUTING and POSTROUTING of the mangle table: host endpoints before and after DNAT."""
+    prerouting = Chain(
+        "cali-PREROUTING",
+        (
+            Rule(Match().conntrack_state("RELATED,ESTABLISHED"), ACCEPT),
+            Rule(Match().mark_set(marks.accept), ACCEPT),
+            Rule(action=Jump(FROM_HOST_ENDPOINT)),
+            _accepted_by_host_endpoint(marks),
+        ),
+    )
+    postrouting = Chain(
+        "cali-POSTROUTING",
+        (
+            Rule(Match().mark_set(marks.accept), RETURN),
+            Rule(action=ClearMark(marks.all)),
+            Rule(Match().conntrack_state("DNAT"), Jump(TO_HOST_ENDPOINT)),
+            Rule(
+                Match().mark_set(marks.accept), RETURN, _accepted_by_host_endpoint(marks).comments
+            ),
+        ),
+    )
+    return (prerouting, postrouting, Chain(FROM_HOST_ENDPOINT), Chain(TO_HOST_ENDPOINT))
+
+
+def nat_chains() -> tuple[Chain, ...]:
+    """PREROUTING, OUTPUT and POSTROUTING of the nat table; floating addresses are not done yet."""
+    dnat = (Rule(action=Jump(FLOATING_DNAT)),)
+    snat = (Rule(action=Jump(FLOATING_SNAT)), Rule(action=Jump(NAT_OUTGOING)))
+    return (
+        Chain("cali-PREROUTING", dnat),
+        Chain("cali-OUTPUT", dnat),
+        Chain("cali-POSTROUTING", snat),
+        Chain(FLOATING_DNAT),
+        Chain(FLOATING_SNAT),
+    )
