@@ -1,0 +1,1 @@
+"""Addresses: a library that cnid, the controllers and the command line use."""
