@@ -1,0 +1,1 @@
+"""Renders configuration files from the datastore."""
