@@ -8,7 +8,7 @@ class, so that nobody above this layer ever sees a gRPC error. Adapters: `etcd.p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -117,12 +117,16 @@ class LeaseLost(DatastoreError):
 
 @dataclass(eq=False)
 class Compacted(DatastoreError):
-    """The wanted revision is gone; list again. `revision` is the oldest one still there."""
+    """The wanted history is gone; list again. `revision` is the oldest still there, 0 if unknown.
 
-    revision: int
+    `reason` says why, for the log: compaction, or another or older cluster than before.
+    """
+
+    revision: int = 0
+    reason: str = "the revision was compacted"
 
     def __str__(self) -> str:
-        return f"compacted up to revision {self.revision}; list again"
+        return self.reason
 
 
 @dataclass(eq=False)
@@ -156,7 +160,9 @@ class Datastore(Protocol):
         """
         ...
 
-    def watch(self, prefix: str, *, start_revision: int) -> AsyncIterator[Sequence[WatchEvent]]:
+    def watch(
+        self, prefix: str, *, start_revision: int
+    ) -> AsyncGenerator[Sequence[WatchEvent], None]:
         """Every change under `prefix` from `start_revision` on, once, in order, in batches.
 
         A revision is never split over two batches. Survives loss and restart of etcd, changed

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from cymric.datastore.api import (
     ABSENT,
@@ -81,15 +81,18 @@ class MemoryDatastore:
 
     async def watch(
         self, prefix: str, *, start_revision: int
-    ) -> AsyncIterator[Sequence[WatchEvent]]:
+    ) -> AsyncGenerator[Sequence[WatchEvent], None]:
         """Every change under `prefix` from `start_revision` on; ends only by raising Compacted."""
+        if start_revision <= 0:
+            raise ValueError("a watch starts at the revision after a listing, never at 0")
         next_revision, life = start_revision, self._life
         await asyncio.sleep(0)
         while True:
             changed = self._changed
             if not self._down:
-                is_ahead = next_revision > self._revision + 1
-                if next_revision < self._compacted or is_ahead or life != self._life:
+                if next_revision > self._revision + 1 or life != self._life:
+                    raise Compacted(reason="the datastore was wiped")
+                if next_revision < self._compacted:
                     raise Compacted(self._compacted)
                 events = [
                     event

@@ -21,8 +21,8 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
@@ -33,6 +33,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from cymric.datastore.api import Compacted, Datastore, DatastoreError, Listing, WatchEvent
 from cymric.model import codec
 from cymric.model.keys import Key, MalformedKey, parse_key
+from cymric.runtime.pacing import Backoff
 
 log = structlog.get_logger()
 
@@ -89,7 +90,7 @@ class Syncer:
             wait=wait_random_exponential(multiplier=RETRY_FIRST_S, max=RETRY_CAP_S),
             before_sleep=_warn(prefix),
         )
-        pause_s = RETRY_FIRST_S
+        pauses = Backoff(RETRY_FIRST_S, RETRY_CAP_S)
         while True:
             listing: Listing = await attempts(self._store.list, prefix)
             await self._deliver(difference(seen, listing))
@@ -103,15 +104,16 @@ class Syncer:
                 log.warning("watch was refused", prefix=prefix, error=repr(error))
             RESYNCS.inc()
             # However the watch ended, never a storm of new ones: only one that lasted is forgiven.
-            lasted = loop.time() - started > RETRY_CAP_S
-            pause_s = RETRY_FIRST_S if lasted else min(2 * pause_s, RETRY_CAP_S)
-            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
+            if loop.time() - started > RETRY_CAP_S:
+                pauses.succeeded()
+            await asyncio.sleep(pauses.next_s())
 
     async def _watch(self, prefix: str, start_revision: int, seen: Seen) -> None:
-        async for events in self._store.watch(prefix, start_revision=start_revision):
-            for event in events:
-                remember(seen, event)
-            await self._deliver(events)
+        async with aclosing(self._store.watch(prefix, start_revision=start_revision)) as batches:
+            async for events in batches:
+                for event in events:
+                    remember(seen, event)
+                await self._deliver(events)
 
     async def _deliver(self, events: Iterable[WatchEvent]) -> None:
         updates = decode(events)

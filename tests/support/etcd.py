@@ -91,7 +91,7 @@ class EtcdServer:
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """kill -9; the data stays."""
+        """SIGKILL; the data stays."""
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:

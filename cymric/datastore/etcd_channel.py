@@ -1,0 +1,137 @@
+"""One endpoint of etcd: its address, how we connect to it, and when it is ready.
+
+The only module that opens gRPC channels, with every option that runs against real servers showed to
+matter. Each endpoint has two connections: calls, and watches, so that a bulk read never starves an
+open watch. Nothing is opened before the first use, so a datastore can be made outside a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", 256 << 20),  # the default of 4 MiB kills a watch for good
+    ("grpc.max_send_message_length", 16 << 20),
+    ("grpc.keepalive_time_ms", 10_000),  # etcd refuses pings more often than every 5 s
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # else a silent peer is noticed after 70 s, not 15
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 3_000),  # also how long one attempt to connect may take
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+    ("grpc.enable_retries", 0),  # what is safe to repeat is for us to say
+    ("grpc.use_local_subchannel_pool", 1),  # a channel of its own is a connection of its own
+    ("grpc.enable_http_proxy", 0),
+)
+"""Also the options to give an etcd3 client whose channel is handed to `from_etcd3`."""
+
+DEFAULT_PORT = 2379
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """PEM files; an empty name is none. The client certificate's common name is the etcd user."""
+
+    ca_cert_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files. Raises OSError naming the one that cannot be read."""
+        ca_cert, key, cert = map(_read, (self.ca_cert_file, self.key_file, self.cert_file))
+        return grpc.ssl_channel_credentials(ca_cert, key, cert)
+
+
+class Channel(Protocol):
+    """What we use of a `grpc.aio.Channel`; `etcd_bridge.py` offers it over a blocking one."""
+
+    def unary_unary(self, method: str, **serializers: Any) -> Any:
+        """A callable that sends one request and awaits one answer."""
+        ...
+
+    def stream_stream(self, method: str, **serializers: Any) -> Any:
+        """A callable that opens a stream: `write`, `read` (EOF at its end), `cancel`."""
+        ...
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """What the connection does now."""
+        ...
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Return when it does something else."""
+        ...
+
+    async def close(self, grace: float | None = None) -> None:
+        """Let go of the connection."""
+        ...
+
+
+class Endpoint:
+    """One member of the cluster (or a proxy before it), by its URL."""
+
+    def __init__(self, url: str, tls: Tls) -> None:
+        self.url = url
+        self._target, self._is_secure = parse_url(url)
+        self._tls = tls
+        self._channels: dict[str, Channel] = {}
+
+    def channel(self, purpose: str) -> Channel:
+        """The connection for "calls" or for "watches"."""
+        if purpose not in self._channels:
+            self._channels[purpose] = self._open()
+        return self._channels[purpose]
+
+    async def close(self) -> None:
+        """Close what was opened."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    def _open(self) -> Channel:
+        channel: Channel
+        if self._is_secure:
+            credentials = self._tls.credentials()
+            channel = grpc.aio.secure_channel(self._target, credentials, CHANNEL_OPTIONS)
+        else:
+            channel = grpc.aio.insecure_channel(self._target, CHANNEL_OPTIONS)
+        return channel
+
+
+async def until_ready(channel: Channel, timeout_s: float, *, is_only: bool) -> bool:
+    """Wait for a connection; False if it is still being made after `timeout_s`.
+
+    Calls fired at a dead channel one by one can miss a server that came back, so we wait for the
+    channel. An endpoint that is refused is not waited for unless it `is_only`: the next may answer.
+    A refused channel counts as ready, because a call on it fails at once and says why.
+    """
+    ready, refused = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
+    state = channel.get_state(try_to_connect=True)
+    try:
+        async with asyncio.timeout(timeout_s):
+            while state != ready and (state != refused or is_only):
+                await channel.wait_for_state_change(state)
+                state = channel.get_state(try_to_connect=True)
+    except TimeoutError:
+        pass
+    return state in (ready, refused)
+
+
+def parse_url(url: str) -> tuple[str, bool]:
+    """The address for gRPC, and whether it wants TLS. Without a scheme, it is plain TCP."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+        raise ValueError(f"{url!r} is not an etcd endpoint like https://192.0.2.1:{DEFAULT_PORT}")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{parts.port or DEFAULT_PORT}", parts.scheme == "https"
+
+
+def _read(name: str) -> bytes | None:
+    return Path(name).read_bytes() if name else None
