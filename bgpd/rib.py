@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from bgpd.decision import Choice, Path, best
+from bgpd.decision import Choice, Path, Peer, best
 from cymric.model.net import Network
 
 
@@ -118,6 +118,27 @@ class Rib:
         table = self.adj_ribs_in.pop(peer, None)
         self.over_limit.pop(peer, None)
         return 0 if table is None else self._remove(table, tuple(table.paths))
+
+    def name_peer(self, name: str, peer: Peer) -> None:
+        """Paths of `name` are from `peer` now; settles them again where that is news."""
+        table = self.adj_ribs_in.get(name)
+        if table is None:
+            return
+        for prefix, path in tuple(table.paths.items()):
+            if path.peer != peer:
+                table.paths[prefix] = replace(path, peer=peer)
+                self._dirty.add(prefix)
+
+    def peers_below_limit(self) -> tuple[str, ...]:
+        """Peers that were cut short and now have room: their rest should be asked for again."""
+        roomy = tuple(
+            name
+            for name in self.over_limit
+            if len(self.adj_ribs_in[name].paths) < 0.9 * self._max_prefixes
+        )
+        for name in roomy:
+            del self.over_limit[name]
+        return roomy
 
     def judge_again(self) -> None:
         """The policy changed: settle every prefix at the next occasion."""
