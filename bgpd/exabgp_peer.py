@@ -134,6 +134,11 @@ class AdjRibOut:
             not self.end_of_rib_commanded or bool(self._in_flight)
         )
 
+    @property
+    def is_fenced(self) -> bool:
+        """Whether an End-of-RIB is commanded and not yet written."""
+        return self._fenced is not None
+
     def fence(self) -> frozenset[str]:
         """End-of-RIB is commanded now; the families it is to be sent for."""
         self.end_of_rib_commanded = True
