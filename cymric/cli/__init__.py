@@ -1,0 +1,1 @@
+"""The `cymric` command line: one file per noun. See docs/cli.md."""
