@@ -157,6 +157,8 @@ def lost_at(paths: Paths) -> dict[Path, str]:
     """For each path that is not used, the name of the step at which it lost (for `why`)."""
     lost: dict[Path, str] = {}
     for step in STEPS:
+        if len(paths) < 2:
+            break
         kept = step(paths)
         lost |= {path: step.__name__ for path in paths if path not in kept}
         paths = kept
