@@ -46,7 +46,6 @@ class FelixConfig:
     remove_external_routes: bool = True
     ip_forwarding: str = "enabled"
     log_prefix: str = "calico-packet"
-    log_severity: str = "info"
 
     def is_workload_interface(self, name: str) -> bool:
         """Whether an interface of that name belongs to a workload."""
@@ -184,9 +183,6 @@ PARAMETERS: Mapping[str, Parameter] = {
     "removeExternalRoutes": Parameter("remove_external_routes", _truth),
     "ipForwarding": Parameter("ip_forwarding", _one_of("enabled", "disabled")),
     "logPrefix": Parameter("log_prefix", lambda text: re.sub(r'["\\\n]', "_", text)[:27]),
-    "logSeverityScreen": Parameter(
-        "log_severity", _one_of("debug", "info", "warning", "error", "fatal", "trace")
-    ),
 }
 """Every parameter in use, by its JSON name."""
 

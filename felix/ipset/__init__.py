@@ -1,0 +1,1 @@
+"""The IP set driver: wanted sets in, one `ipset restore` out."""

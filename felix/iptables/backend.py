@@ -46,6 +46,11 @@ class Found:
     reason: str
     leftover_tables: tuple[str, ...] = ()
 
+    @property
+    def other(self) -> Backend:
+        """The variant that is not used."""
+        return Backend("legacy" if self.backend.variant == "nft" else "nft")
+
 
 def choose(nft: Tables, legacy: Tables, version: str) -> tuple[Variant, str]:
     """The variant and the evidence for it; `version` is what `iptables --version` printed."""
@@ -75,18 +80,17 @@ async def find(commands: Commands, configured: str) -> Found:
             errors.append(str(error))
     if not saved:
         raise CommandFailed(Backend("nft").save(), "; ".join(errors))
-    if configured == "nft" or configured == "legacy":  # noqa: PLR1714 - narrows the type
+    chosen: Variant
+    if configured != "auto":
         chosen, reason = _as_variant(configured), "configured"
     elif len(saved) == 1:
         chosen, reason = next(iter(saved)), f"the other does not work: {errors[0]}"
     else:
         version = await commands.run(("iptables", "--version"))
         chosen, reason = choose(saved["nft"], saved["legacy"], version.stdout)
-    other: Variant = "legacy" if chosen == "nft" else "nft"
-    leftovers = tuple(
-        sorted(name for name, table in saved.get(other, {}).items() if _has_ours(table))
-    )
-    return Found(Backend(chosen), reason, leftovers)
+    others = [tables for variant, tables in saved.items() if variant != chosen]
+    leftovers = sorted(name for tables in others for name in tables if _has_ours(tables[name]))
+    return Found(Backend(chosen), reason, tuple(leftovers))
 
 
 def _as_variant(text: str) -> Variant:

@@ -1,7 +1,7 @@
 """What iptables-save printed, as far as it concerns us: pure.
 
-Of our own rules only the hash counts (render.py says why); the text is kept to delete by. A rule is
-ours if it carries a hash comment, or jumps to a chain of ours: rules of versions without hashes did.
+Of our own rules only the hash counts (render.py says why); the text is kept to delete by. A rule
+is ours if it carries a hash comment, or jumps to a chain of ours as those of early versions do.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
-from prometheus_client import Counter, Gauge
 
 from cymric.kernel.command import CommandFailed, Commands
+from felix import metrics
 from felix.iptables import render
 from felix.iptables.backend import Backend
 from felix.iptables.plan import RenderedTable, plan, render_table
@@ -29,14 +29,6 @@ from felix.rules.rule import Chain, TableContent
 ATTEMPTS = 10
 FIRST_PAUSE_S = 0.001
 LONGEST_CHECK_INTERVAL_S = 3600.0
-
-RESTORES = Counter("felix_iptables_restore_calls", "iptables-restore runs.")
-RESTORE_ERRORS = Counter("felix_iptables_restore_errors", "iptables-restore runs that failed.")
-SAVES = Counter("felix_iptables_save_calls", "iptables-save runs.")
-SAVE_ERRORS = Counter("felix_iptables_save_errors", "iptables-save runs that failed.")
-LINES = Counter("felix_iptables_lines_executed", "Lines written.", ["ip_version", "table"])
-CHAINS = Gauge("felix_iptables_chains", "Chains of ours.", ["ip_version", "table"])
-RULES = Gauge("felix_iptables_rules", "Rules of ours.", ["ip_version", "table"])
 
 log = structlog.get_logger()
 
@@ -73,18 +65,21 @@ class Table:
         self._wanted = RenderedTable(name)
         self._rendered: dict[str, tuple[Chain, RenderedChain]] = {}
         self._actual: SavedTable | None = None
+        self._is_settled = False
         self._read_at_s = clock()
         self._post_write_check_s = 0.0
 
     def want(self, content: TableContent) -> None:
         """State the whole wanted content."""
-        self._wanted = render_table(content, self._render)
+        wanted = render_table(content, self._render)
+        self._is_settled = self._is_settled and wanted == self._wanted
+        self._wanted = wanted
         names = self._wanted.chains.keys()
         self._rendered = {name: self._rendered[name] for name in names}
         rules = sum(len(chain.rules) for chain in self._wanted.chains.values())
         hooks = sum(len(hook.hashes) for hook in self._wanted.hooks.values())
-        CHAINS.labels("4", self.name).set(len(names))
-        RULES.labels("4", self.name).set(rules + hooks)
+        metrics.TABLE_CHAINS.labels("4", self.name).set(len(names))
+        metrics.TABLE_RULES.labels("4", self.name).set(rules + hooks)
 
     def _render(self, chain: Chain) -> RenderedChain:
         known = self._rendered.get(chain.name)
@@ -92,6 +87,11 @@ class Table:
             known = (chain, render.chain(chain))
             self._rendered[chain.name] = known
         return known[1]
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether `apply` has something to do."""
+        return not self._is_settled
 
     @property
     def check_due_s(self) -> float:
@@ -105,6 +105,8 @@ class Table:
 
     async def apply(self) -> bool:
         """Make the table as wanted; whether anything was written. Raises TableFailed."""
+        if self._is_settled:
+            return False
         pause_s, problem = FIRST_PAUSE_S, ""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -122,7 +124,7 @@ class Table:
                 problem = str(error)
                 log.warning("table not written, reading it anew", table=self.name, error=problem)
                 continue
-            self._actual = step.after
+            self._actual, self._is_settled = step.after, True
             if step.lines:
                 self._read_at_s = self._clock()
                 self._post_write_check_s = self._intervals.post_write_s
@@ -131,7 +133,7 @@ class Table:
 
     async def check(self) -> bool:
         """Read the table and repair it; whether that was needed. Raises TableFailed."""
-        self._actual = None
+        self._actual, self._is_settled = None, False
         was_repaired = await self.apply()
         if was_repaired:
             log.warning("table was not as left, repaired", table=self.name)
@@ -142,20 +144,20 @@ class Table:
         return was_repaired
 
     async def _read(self) -> SavedTable:
-        SAVES.inc()
+        metrics.SAVES.inc()
         try:
             done = (await self._commands.run(self._backend.save(self.name))).checked()
         except CommandFailed:
-            SAVE_ERRORS.inc()
+            metrics.SAVE_ERRORS.inc()
             raise
         return parse(done.stdout).get(self.name, SavedTable())
 
     async def _write(self, text: str, lines: int) -> None:
-        RESTORES.inc()
-        LINES.labels("4", self.name).inc(lines)
+        metrics.RESTORES.inc()
+        metrics.TABLE_LINES.labels("4", self.name).inc(lines)
         try:
             (await self._commands.run(self._backend.restore(), stdin=text)).checked()
         except CommandFailed:
-            RESTORE_ERRORS.inc()
+            metrics.RESTORE_ERRORS.inc()
             log.debug("refused transaction", table=self.name, text=text)
             raise

@@ -1,0 +1,221 @@
+"""The data plane: one loop that keeps the kernel as the calculation wants it.
+
+    kick ─▶ desired ─▶ sets in ─▶ tables ─▶ sets out ─▶ interfaces, routes ─▶ status files
+    time ─▶ read back sets, tables, routes ─▶ repair
+
+Everything is level-driven: a kick says that something changed (an update, a link, a retry), the
+loop reads the latest picture, and what changes meanwhile is in the next round. Nothing is written
+before the datastore is in sync, nor while it is locked. Reading back happens only when nothing is
+waiting, except when it is long overdue. A table that cannot be written ends the process, as do
+`MAX_FAILURES` rounds in a row that failed otherwise: a fresh one reads everything anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+import structlog
+
+from cymric.kernel.command import CommandFailed
+from cymric.kernel.links import Link, Links
+from cymric.runtime.pacing import Backoff, Kick
+from felix import metrics
+from felix.calc.config import FelixConfig
+from felix.calc.values import Desired
+from felix.dataplane import pools
+from felix.dataplane.conntrack import Conntrack
+from felix.dataplane.endpoints import GRACE_S, EndpointManager
+from felix.dataplane.interfaces import Interfaces
+from felix.dataplane.sysctls import Sysctls
+from felix.ipset.sets import IPSets
+from felix.iptables.table import Table
+from felix.rules.tables import contents
+
+MAX_FAILURES = 10
+OVERDUE_S = 10.0
+STATUS_CHECK_S = 10.0
+
+log = structlog.get_logger()
+
+
+class ConfigChanged(Exception):
+    """A parameter changed that only a fresh process can follow; its supervisor starts one."""
+
+
+class DataplaneFailed(Exception):
+    """The kernel could not be brought to the desired state, however often it was tried."""
+
+
+def fixed_parameters(config: FelixConfig) -> tuple[object, ...]:
+    """The parameters that drivers are built with."""
+    return (
+        config.interface_prefixes,
+        config.iptables_backend,
+        config.iptables_refresh_interval_s,
+        config.iptables_post_write_check_interval_s,
+        config.ipsets_refresh_interval_s,
+        config.route_refresh_interval_s,
+        config.max_ipset_size,
+        config.device_route_protocol,
+        config.normal_route_priority,
+        config.ip_forwarding,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drivers:
+    """All that writes to the kernel, built for one FelixConfig."""
+
+    config: FelixConfig
+    links: Links
+    interfaces: Interfaces
+    ipsets: IPSets
+    tables: Mapping[str, Table]
+    endpoints: EndpointManager
+    conntrack: Conntrack
+    sysctls: Sysctls
+
+
+class Dataplane:
+    """See the chapter. `clock` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        drivers: Drivers,
+        desired: Callable[[], Desired],
+        kick: Kick,
+        *,
+        clock: Callable[[], float],
+        on_applied: Callable[[], None],
+    ) -> None:
+        self._drivers = drivers
+        self._desired = desired
+        self._kick = kick
+        self._clock = clock
+        self._on_applied = on_applied
+        self._applied: Desired | None = None
+        self._hosts: frozenset[str] | None = None
+        self._interface_by_address: dict[IPv4Address, str] = {}
+        self._backoff = Backoff(first_s=0.1, most_s=5.0)
+        self._retry_at_s = float("inf")
+        self._routes_due_s = self._status_due_s = float("inf")
+
+    def on_link(self, name: str, before: Link | None, link: Link | None) -> None:
+        """An interface changed."""
+        if self._drivers.endpoints.on_link(name, before, link):
+            if link is not None and before is None:
+                # Routes on it that nobody wants may be removed when it is no longer new.
+                self._routes_due_s = min(self._routes_due_s, self._clock() + GRACE_S)
+            self._kick()
+        else:
+            self._hosts = None
+
+    async def run(self) -> None:
+        """Keep the kernel as wanted until cancelled. Raises ConfigChanged, DataplaneFailed."""
+        self._drivers.sysctls.configure_node(
+            forwarding=self._drivers.config.ip_forwarding == "enabled"
+        )
+        self._drivers.interfaces.tell(self.on_link)
+        await self._drivers.interfaces.read()
+        self._routes_due_s = self._clock() + GRACE_S
+        self._kick()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._drivers.interfaces.follow(), name="follow links")
+            while True:
+                if await self._kick.wait(self._pause_s()) or self._clock() >= self._retry_at_s:
+                    await self._apply_once(tasks)
+                    if self._clock() < self._check_due_s() + OVERDUE_S:
+                        continue
+                await self._check()
+
+    def _pause_s(self) -> float:
+        return max(0.0, min(self._check_due_s(), self._retry_at_s) - self._clock())
+
+    def _check_due_s(self) -> float:
+        if self._applied is None:
+            return float("inf")
+        tables = (table.check_due_s for table in self._drivers.tables.values())
+        return min(
+            self._drivers.ipsets.check_due_s, self._routes_due_s, self._status_due_s, *tables
+        )
+
+    async def _apply_once(self, tasks: asyncio.TaskGroup) -> None:
+        desired = self._desired()
+        if not desired.is_ready:
+            log.warning("datastore is locked (datastoreReady false), changing nothing")
+            return
+        if fixed_parameters(desired.config) != fixed_parameters(self._drivers.config):
+            raise ConfigChanged("a parameter changed that needs a restart")
+        started_s = self._clock()
+        try:
+            is_done = await self._apply(desired, tasks)
+        except (CommandFailed, OSError) as error:
+            log.warning("not applied, trying again", error=str(error))
+            is_done = False
+        self._retry_at_s = float("inf")
+        if is_done:
+            self._backoff.succeeded()
+        else:
+            metrics.APPLY_FAILURES.inc()
+            if self._backoff.failures >= MAX_FAILURES:
+                raise DataplaneFailed(f"{MAX_FAILURES} rounds in a row failed")
+            self._retry_at_s = self._clock() + self._backoff.next_s()
+        metrics.APPLY_TIME.observe(self._clock() - started_s)
+
+    async def _apply(self, desired: Desired, tasks: asyncio.TaskGroup) -> bool:
+        drivers = self._drivers
+        if desired is not self._applied or self._hosts is None:
+            self._hosts = await pools.host_addresses(drivers.links, drivers.interfaces, desired)
+            drivers.ipsets.want(pools.sets(desired, self._hosts))
+            drivers.endpoints.want(desired)
+            for name, content in contents(desired).items():
+                drivers.tables[name].want(content)
+        # Order matters: the kernel refuses a rule naming a missing set, and to destroy a set in
+        # use; policy stands before a route leads to the pod.
+        await drivers.ipsets.write()
+        async with asyncio.TaskGroup() as writes:
+            for table in drivers.tables.values():
+                if table.is_pending:
+                    writes.create_task(table.apply(), name=f"table {table.name}")
+        await drivers.ipsets.delete_unwanted()
+        await self._forget_moved(tasks)
+        is_done = await drivers.endpoints.apply()
+        drivers.endpoints.report()
+        is_first = self._applied is None
+        self._applied = desired
+        if is_first:
+            self._status_due_s = self._clock() + STATUS_CHECK_S
+            self._on_applied()
+        return is_done
+
+    async def _forget_moved(self, tasks: asyncio.TaskGroup) -> None:
+        """Connections of addresses that went, or moved to another pod, end with them."""
+        before = self._interface_by_address
+        after = self._drivers.endpoints.interface_by_address()
+        self._interface_by_address = after
+        moved = [address for address, name in before.items() if after.get(address) != name]
+        self._drivers.conntrack.forget(tasks, moved)
+        if after.keys() - before.keys() or moved:
+            await self._drivers.conntrack.wait_for(after)
+
+    async def _check(self) -> None:
+        """Read back what is due and repair it."""
+        now_s = self._clock()
+        drivers = self._drivers
+        if drivers.ipsets.check_due_s <= now_s:
+            await drivers.ipsets.check()
+        for table in drivers.tables.values():
+            if table.check_due_s <= now_s:
+                await table.check()
+        if self._routes_due_s <= now_s:
+            interval_s = drivers.config.route_refresh_interval_s
+            self._routes_due_s = now_s + interval_s if interval_s else float("inf")
+            self._hosts = None
+            drivers.endpoints.check_soon()
+            self._kick()
+        if self._status_due_s <= now_s:
+            self._status_due_s = now_s + STATUS_CHECK_S
+            drivers.endpoints.report()

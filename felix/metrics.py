@@ -1,0 +1,52 @@
+"""Felix' metrics under Calico's names, so that existing dashboards and alerts go on working.
+
+prometheus_client adds `_total` to the name of every counter, which Calico's have not; what counts
+is therefore kept in gauges that only grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import Gauge, Summary
+
+
+def growing(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+    """A count under exactly this name."""
+    return Gauge(name, text, labels)
+
+
+RESTORES = growing("felix_iptables_restore_calls", "iptables-restore runs.")
+RESTORE_ERRORS = growing("felix_iptables_restore_errors", "iptables-restore runs that failed.")
+SAVES = growing("felix_iptables_save_calls", "iptables-save runs.")
+SAVE_ERRORS = growing("felix_iptables_save_errors", "iptables-save runs that failed.")
+TABLE_LINES = growing("felix_iptables_lines_executed", "Lines written.", ["ip_version", "table"])
+TABLE_CHAINS = Gauge("felix_iptables_chains", "Chains of ours.", ["ip_version", "table"])
+TABLE_RULES = Gauge("felix_iptables_rules", "Rules of ours.", ["ip_version", "table"])
+
+SET_CALLS = growing("felix_ipset_calls", "ipset runs.")
+SET_ERRORS = growing("felix_ipset_errors", "ipset runs that failed.")
+SET_LINES = growing("felix_ipset_lines_executed", "Lines written to ipset.")
+SETS = Gauge("felix_ipsets_calico", "Sets of ours.", ["ip_version"])
+
+APPLY_TIME = Summary(
+    "felix_int_dataplane_apply_time_seconds", "How long it takes to apply the desired state."
+)
+APPLY_FAILURES = growing("felix_int_dataplane_failures", "Applications that must be repeated.")
+UPDATES = growing("felix_calc_graph_updates_processed", "Updates from the datastore.")
+RESYNC_STATE = Gauge(
+    "felix_resync_state", "1 waiting for the datastore, 2 resync in progress, 3 in sync."
+)
+LOCAL_ENDPOINTS = Gauge("felix_active_local_endpoints", "Workload endpoints on this node.")
+ROUTES = Gauge("felix_route_table_num_routes", "Routes of ours.", ["table"])
+CLUSTER_COUNTS = {
+    "WorkloadEndpoint": Gauge("felix_cluster_num_workload_endpoints", "In the whole cluster."),
+    "HostEndpoint": Gauge("felix_cluster_num_host_endpoints", "In the whole cluster."),
+    "Node": Gauge("felix_cluster_num_hosts", "In the whole cluster."),
+    "Profile": Gauge("felix_cluster_num_profiles", "In the whole cluster."),
+}
+UNENFORCED = Gauge(
+    "cymric_felix_unenforced_policies",
+    "Network policies and host endpoints that exist and are not enforced.",
+)
+PROBLEMS = Gauge("cymric_felix_problems", "Objects that are not enforced as written.")
