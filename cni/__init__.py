@@ -1,0 +1,1 @@
+"""The CNI executables and the node daemon behind them."""

@@ -229,18 +229,19 @@ class IPAM:
     # --- how an address is found ---
 
     async def _look(self, request: Request) -> _Situation:
-        async with asyncio.TaskGroup() as tasks:
-            config = tasks.create_task(self.config())
-            node = tasks.create_task(get(self._store, ResourceKey("Node", request.host), Node))
-            pools = tasks.create_task(list_values(self._store, _POOLS, IPPool))
-            reservations = tasks.create_task(list_values(self._store, _RESERVATIONS, IPReservation))
-            owned = tasks.create_task(self._store.list(keys.affinity_prefix(request.host, 4)))
-        found_node = node.result()
+        # gather, not a TaskGroup: the caller sorts errors by class, and a group would wrap them.
+        config, found_node, pools, reservations, owned = await asyncio.gather(
+            self.config(),
+            get(self._store, ResourceKey("Node", request.host), Node),
+            list_values(self._store, _POOLS, IPPool),
+            list_values(self._store, _RESERVATIONS, IPReservation),
+            self._store.list(keys.affinity_prefix(request.host, 4)),
+        )
         if found_node is None:
             raise NoPool(f"node {request.host} does not exist in the datastore")
         return _Situation(
-            config=config.result(),
-            pools=tuple(pool for _, pool in pools.result()),
+            config=config,
+            pools=tuple(pool for _, pool in pools),
             wanted=Wanted(
                 host=request.host,
                 node_labels=found_node.labels,
@@ -248,8 +249,8 @@ class IPAM:
                 pools=request.pools,
                 namespace_labels=request.namespace_labels,
             ),
-            reserved=Reserved(reservation for _, reservation in reservations.result()),
-            owned=tuple(_claimed_networks(pair.key for pair in owned.result().items)),
+            reserved=Reserved(reservation for _, reservation in reservations),
+            owned=tuple(_claimed_networks(pair.key for pair in owned.items)),
         )
 
     async def _give_up_unselected(self, situation: _Situation, mine: Sequence[Network]) -> None:

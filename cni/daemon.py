@@ -1,0 +1,147 @@
+"""cnid: the node's agent behind the CNI executables.
+
+    cymric-cni ──▶ socket ──▶ request ──▶ agent ──▶ ipam ──▶ etcd
+                                            ├─────▶ wiring ──▶ veth pair
+                                            ├─────▶ WorkloadEndpoint ──▶ etcd ──▶ felix
+                                            └◀───── status file ◀── felix
+
+Restart: everything needed is in the datastore, the kernel and the journal. A new process undoes
+what the journal says was left unfinished, and answers calls from the first moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+from prometheus_client import Histogram
+
+from cni import request, result
+from cni.agent import Agent
+from cni.errors import CniError, Code, try_again
+from cni.journal import Journal
+from cni.request import Call, Command
+from cni.server import Answer
+from cni.server import serve as serve_socket
+from cni.status import StatusDirectory
+from cni.wiring import LinuxWiring
+from cymric.datastore.api import DatastoreError
+from cymric.datastore.etcd import open_datastore
+from cymric.model.codec import Malformed
+from cymric.runtime.daemon import run_daemon
+from cymric.runtime.health import Health
+from cymric.runtime.settings import Settings
+from ipam.client import IPAM
+from ipam.errors import AddressRefused, Contended, IPAMError, NoAddress
+
+CALL_TIMEOUT_S = 45.0
+"""The longest any call may take, waiting for others included; the executables wait 60 s."""
+LEFTOVERS_PAUSE_S = 1.0
+
+CALLS = Histogram(
+    "cymric_cni_call_seconds",
+    "Time to answer a CNI call, by command and outcome (0 or the error's code)",
+    ["command", "code"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+
+log = structlog.get_logger()
+
+
+def main() -> NoReturn:
+    """The console script."""
+    run_daemon("cnid", serve)
+
+
+async def serve(settings: Settings, health: Health) -> None:
+    """Answer CNI calls until cancelled."""
+    health.expect("socket", "leftovers undone")
+    status = StatusDirectory(settings.endpoint_status_dir)
+    status.start()
+    store = open_datastore(settings)
+    agent = Agent(
+        node=settings.node_name,
+        store=store,
+        ipam=IPAM(store),
+        wiring=LinuxWiring(),
+        journal=Journal(Path(settings.state_dir) / "cni" / "unfinished"),
+        status=status,
+        policy_timeout_s=settings.policy_setup_timeout_s,
+    )
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_serve_socket(settings.cni_socket, agent, health), name="socket")
+            tasks.create_task(_undo_leftovers(agent, health), name="leftovers")
+    finally:
+        status.close()
+        await store.close()
+
+
+async def _serve_socket(path: Path, agent: Agent, health: Health) -> None:
+    async def answer_line(line: bytes) -> Answer:
+        return await answer(agent, line)
+
+    health.set_ready("socket")
+    await serve_socket(path, answer_line)
+
+
+async def _undo_leftovers(agent: Agent, health: Health) -> None:
+    while True:
+        health.set_ready("leftovers undone", is_ready=await agent.undo_leftovers())
+        await asyncio.sleep(LEFTOVERS_PAUSE_S)
+
+
+async def answer(agent: Agent, line: bytes) -> Answer:
+    """Exit code and output for one request line; every failure becomes a CNI error."""
+    began = time.monotonic()
+    command, code = "unknown", 0
+    try:
+        call = request.parse(line)
+        command = call.command.value
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            return 0, await _dispatch(agent, call)
+    except Exception as raised:
+        error = as_cni_error(raised)
+        code = int(error.code)
+        if error.code is Code.INTERNAL:
+            log.exception("call failed", command=command)
+        else:
+            log.warning("call failed", command=command, code=code, why=str(error))
+        return 1, result.of_error(request.version_of(line), error)
+    finally:
+        CALLS.labels(command, str(code)).observe(time.monotonic() - began)
+
+
+async def _dispatch(agent: Agent, call: Call) -> bytes:
+    match call.command:
+        case Command.ADD:
+            return await agent.add(call)
+        case Command.DEL:
+            return await agent.delete(call)
+        case Command.CHECK:
+            return await agent.check(call)
+
+
+def as_cni_error(error: Exception) -> CniError:
+    """What the runtime is told about a failure."""
+    match error:
+        case CniError():
+            return error
+        case Contended():
+            return try_again("the address pools are too busy", str(error))
+        case NoAddress() | AddressRefused() | IPAMError():
+            return CniError(Code.NO_ADDRESS, "no address can be assigned", str(error))
+        case DatastoreError():
+            text = f"{type(error).__name__} {error}".strip()
+            return try_again("the datastore does not answer as it should", text)
+        case Malformed():
+            return CniError(Code.INTERNAL, "a stored value cannot be read", str(error))
+        case TimeoutError():
+            return try_again(f"the call took longer than {CALL_TIMEOUT_S:g} s")
+        case OSError():
+            return CniError(Code.WIRING_FAILED, "the network could not be set up", str(error))
+        case _:
+            return CniError(Code.INTERNAL, "an error inside cnid", repr(error))
