@@ -6,6 +6,7 @@ logs, and our run directory, are in the test's temporary directory.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -16,11 +17,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any, TypeVar
 
 import bgpd.relay
+from bgpd.exabgp import ExaBGPSpeaker
+from bgpd.speaker import Announcement, PathAttributes, SessionState, SpeakerEvent
 from confd.render import SpeakerInputs, render_exabgp
 from cymric.model.peering import PeerType, Session
 from tests.support.eventually import eventually_now
+
+E = TypeVar("E")
 
 OUR_ADDRESS = "198.19.8.1"
 OUR_ASN = 64512
@@ -75,17 +81,19 @@ class Bird:
     @property
     def is_up(self) -> bool:
         """Whether the session with us is Established."""
-        return "Established" in self.ask("show protocols us")
+        return "Established" in self.ask("show protocols cymric")
 
     @property
     def since(self) -> str:
         """When the session last changed its state, as BIRD tells it; a restart changes it."""
-        match = re.search(r"^us\s+BGP\s+\S+\s+\S+\s+(\S+)", self.ask("show protocols us"), re.M)
+        match = re.search(
+            r"^cymric\s+BGP\s+\S+\s+\S+\s+(\S+)", self.ask("show protocols cymric"), re.M
+        )
         return match[1] if match else ""
 
     def routes(self) -> dict[str, str]:
         """Prefixes received from us, with BIRD's full description."""
-        text = self.ask("show route all protocol us")
+        text = self.ask("show route all protocol cymric")
         parts = re.split(r"^(\d+\.\d+\.\d+\.\d+/\d+)", text, flags=re.M)
         return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -110,14 +118,37 @@ class SpeakerLab:
     _links: int = 0
 
     def __post_init__(self) -> None:
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self) -> None:
         self._namespace("net")
-        run(*self._in("net"), "ip", "link", "add", "br", "type", "bridge")
-        run(*self._in("net"), "ip", "link", "set", "br", "up")
+        run(*self._in("net"), "ip", "link", "add", "lan", "type", "bridge")
+        run(*self._in("net"), "ip", "link", "set", "lan", "up")
         self.attach("us", OUR_ADDRESS)
         self.run_directory = self.directory / "run"
         self.run_directory.mkdir()
         self.configuration = self.run_directory / "exabgp.conf"
         self.socket = self.run_directory / "speaker.sock"
+
+    def small_buffers(self) -> None:
+        """Let TCP hold little, so that a peer that does not read closes its window at once."""
+        for namespace in self._namespaces:
+            for which in ("tcp_rmem", "tcp_wmem"):
+                run(
+                    "nsenter", f"--net=/run/netns/{namespace}", "sysctl", "-qw",
+                    f"net.ipv4.{which}=4096 4608 8192",
+                )  # fmt: skip
+
+    def lose_packets_to(self, address: str) -> None:
+        """Packets to `address` leave and never arrive, as behind a dead link."""
+        run(
+            *self._in("us"), "ip", "neigh", "replace", address,
+            "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent",
+        )  # fmt: skip
 
     def attach(self, name: str, address: str) -> None:
         """A namespace with that address on the bridge."""
@@ -127,7 +158,7 @@ class SpeakerLab:
         run("ip", "link", "add", inner, "type", "veth", "peer", "name", outer)
         run("ip", "link", "set", inner, "netns", f"{self.name}-{name}")
         run("ip", "link", "set", outer, "netns", f"{self.name}-net")
-        run(*self._in("net"), "ip", "link", "set", outer, "master", "br", "up")
+        run(*self._in("net"), "ip", "link", "set", outer, "master", "lan", "up")
         run(*self._in(name), "ip", "link", "set", inner, "name", "eth0")
         run(*self._in(name), "ip", "addr", "add", f"{address}/20", "dev", "eth0")
         run(*self._in(name), "ip", "link", "set", "eth0", "up")
@@ -149,9 +180,9 @@ class SpeakerLab:
         configuration = directory / "bird.conf"
         statics = "\n".join(f"  route {prefix} blackhole;" for prefix in routes)
         configuration.write_text(
-            f"log \"{directory}/bird.log\" all;\nrouter id {address};\nprotocol device {{}}\n"
+            f'log "{directory}/bird.log" all;\nrouter id {address};\nprotocol device {{}}\n'
             f"protocol static st {{\n  ipv4;\n{statics}\n}}\n"
-            f"protocol bgp us {{\n  local {address} as {asn};\n"
+            f"protocol bgp cymric {{\n  local {address} as {asn};\n"
             f"  neighbor {OUR_ADDRESS} as {OUR_ASN};\n  {extra}\n  graceful restart on;\n"
             "  connect delay time 1; connect retry time 1; error wait time 1, 2;\n"
             "  ipv4 { import all; export where source = RTS_STATIC; };\n}\n"
@@ -176,8 +207,12 @@ class SpeakerLab:
                     listen_address="0.0.0.0",
                     listen_port=179,
                     relay_command=(
-                        sys.executable, "-I", "-S", bgpd.relay.__file__, str(self.socket)
-                    ),  # fmt: skip
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        bgpd.relay.__file__,
+                        str(self.socket),
+                    ),
                 )
             )
         )
@@ -234,3 +269,59 @@ class SpeakerLab:
 
     def _in(self, name: str) -> tuple[str, ...]:
         return ("nsenter", f"--net=/run/netns/{self.name}-{name}")
+
+
+def our(prefix: str, **attributes: Any) -> Announcement:
+    """A route of ours."""
+    return Announcement(prefix, OUR_ADDRESS, PathAttributes(**attributes))
+
+
+def wanted(*prefixes: str, **attributes: Any) -> dict[str, Announcement]:
+    """Routes of ours by prefix, as `advertise` takes them."""
+    return {prefix: our(prefix, **attributes) for prefix in prefixes}
+
+
+class Listener:
+    """A running adapter and all events it told."""
+
+    def __init__(self, lab: SpeakerLab) -> None:
+        self.speaker = ExaBGPSpeaker(lab.socket, lab.configuration)
+        self.events: list[SpeakerEvent] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Listener:
+        self._tasks = [
+            asyncio.create_task(self.speaker.run()),
+            asyncio.create_task(self._listen()),
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*self._tasks, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    def told(self, kind: type[E], peer: str = "") -> list[E]:
+        """The events of one kind, of one peer."""
+        return [
+            event
+            for event in self.events
+            if isinstance(event, kind) and (not peer or getattr(event, "peer", "") == peer)
+        ]
+
+    def is_settled(self, peer: str) -> bool:
+        """Whether everything wanted was written to the peer, End-of-RIB included."""
+        status = self.speaker.status().peers.get(peer)
+        return (
+            status is not None
+            and status.state is SessionState.UP
+            and status.end_of_rib_sent
+            and self.speaker.is_settled([peer])
+        )
+
+    async def _listen(self) -> None:
+        async for event in self.speaker.events():
+            self.events.append(event)
