@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from cni.install import install_executables
 from labs import network, records
 from labs.network import CommandFailed, entering, run
 from labs.pods import Cni
@@ -68,7 +69,7 @@ class Lab:
         self.layout = layout or Layout()
         self.supervisor = Supervisor(self.layout)
         self.router = Router(self.layout)
-        self.cni = Cni(self.layout, PROGRAMS / "cymric-cni")
+        self.cni = Cni(self.layout, self.layout.state / "cni" / "bin" / "cymric-cni")
         self._step = step
 
     @property
@@ -87,6 +88,9 @@ class Lab:
             self._save(Records(nodes=NODES))
             with self._step(f"Start the supervisor ({self.layout.state})"):
                 self.supervisor.launch()
+        if not self.cni.plugin.exists():
+            with self._step("Install the CNI executables"):
+                install_executables(self.cni.plugin.parent)
         bridge = self.layout.bridge_namespace
         if not network.exists(bridge):
             with self._step(f"Build the bridge (namespace {bridge})"):
