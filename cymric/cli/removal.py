@@ -12,13 +12,13 @@ import asyncio
 from collections.abc import Sequence
 
 from cymric.cli import output
+from cymric.cli.ipam import blocks_of
 from cymric.cli.kinds import find
 from cymric.cli.objects import NotFound, ObjectError, Objects
 from cymric.cli.schema import Tree
 from cymric.datastore import api
 from cymric.datastore.api import Datastore
 from cymric.model import codec, keys
-from cymric.model.ipam import AllocationBlock
 from cymric.model.keys import AffinityKey, ResourceKey
 from cymric.model.net import Network, contains, parse_address, parse_network
 from cymric.model.resources import DEFAULT_ALLOW_PROFILE
@@ -49,7 +49,7 @@ async def _empty_pool(objects: Objects, key: ResourceKey, pool: Tree) -> None:
     if not pool["spec"].get("disabled"):
         await objects.apply(find("IPPool"), {**pool, "spec": {**pool["spec"], "disabled": True}})
         await asyncio.sleep(DISABLED_FOR_S)
-    for block in await _blocks(objects.store):
+    for block in await blocks_of(objects.store):
         if contains(network, block.network) and block.owner_host:
             await _release_block(objects.store, block.owner_host, block.network)
 
@@ -98,22 +98,9 @@ async def _release_block(store: Datastore, host: str, network: Network) -> None:
         output.note(f"block {network} of {host}: {outcome}")
 
 
-async def _blocks(store: Datastore) -> list[AllocationBlock]:
-    found = []
-    for item in (await store.list(keys.block_prefix())).items:
-        try:
-            decoded = codec.decode(item.key, item.value)
-        except codec.Malformed as error:
-            output.note(f"Passed over: {error}")
-            continue
-        if decoded is not None and isinstance(decoded[1], AllocationBlock):
-            found.append(decoded[1])
-    return found
-
-
 async def _claimed(store: Datastore, host: str) -> list[Network]:
     """The blocks of a host, by its affinities and by what the blocks say."""
-    found = {block.network for block in await _blocks(store) if block.owner_host == host}
+    found = {block.network for block in await blocks_of(store) if block.owner_host == host}
     for item in (await store.list(keys.affinity_prefix(host))).items:
         try:
             key = keys.parse_key(item.key)
