@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.etcd import EtcdServer
+
+StartEtcd = Callable[..., EtcdServer]
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,17 @@ def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def start_etcd(tmp_path: Path) -> Iterator[StartEtcd]:
+    """Start etcds of your own, to kill and to wipe; arguments are those of `EtcdServer`."""
+    servers: list[EtcdServer] = []
+
+    def start(**options: Any) -> EtcdServer:
+        servers.append(EtcdServer(tmp_path / f"etcd{len(servers)}", **options))
+        return servers[-1].start()
+
+    yield start
+    for server in servers:
+        server.kill()

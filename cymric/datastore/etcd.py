@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from cymric.datastore.api import (
     MAX_REQUEST_BYTES,
@@ -32,7 +32,7 @@ from cymric.datastore.api import (
     check,
 )
 from cymric.datastore.etcd_channel import Endpoint, Tls
-from cymric.datastore.etcd_connection import RANGE, TXN, Connection
+from cymric.datastore.etcd_connection import CALL_S, RANGE, TXN, Connection
 from cymric.datastore.etcd_keys import range_of, to_bytes, to_text
 from cymric.datastore.etcd_leases import Leases
 from cymric.datastore.etcd_messages_pb2 import (
@@ -157,7 +157,13 @@ class EtcdDatastore:
             key = page.kvs[-1].key + b"\0"
 
 
-def open_datastore(settings: Settings, **options: Any) -> EtcdDatastore:
+def open_datastore(
+    settings: Settings,
+    *,
+    call_s: float = CALL_S,
+    page_keys: int = PAGE_KEYS,
+    max_request_bytes: int = MAX_REQUEST_BYTES,
+) -> EtcdDatastore:
     """The datastore that `settings` name. Connects at the first use. Raises ValueError."""
     tls = Tls(
         ca_cert_file=settings.etcd_ca_cert_file,
@@ -168,8 +174,9 @@ def open_datastore(settings: Settings, **options: Any) -> EtcdDatastore:
         [Endpoint(url, tls) for url in settings.etcd_endpoints],
         user=settings.etcd_username,
         password=settings.etcd_password,
+        call_s=call_s,
     )
-    return EtcdDatastore(connection, **options)
+    return EtcdDatastore(connection, page_keys=page_keys, max_request_bytes=max_request_bytes)
 
 
 def _operation(operation: Operation) -> RequestOp:

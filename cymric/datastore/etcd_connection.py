@@ -38,7 +38,7 @@ CONNECT_S = 2.0
 """How long one endpoint may take to connect before the next is asked."""
 
 CALL_S = 5.0
-"""How long a call may take in all, over all endpoints."""
+"""How long a call may take in all, over all endpoints, unless its caller says otherwise."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -66,12 +66,18 @@ class Connection:
     """The cluster behind `endpoints`, seen as one."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], *, user: str = "", password: str = ""
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        user: str = "",
+        password: str = "",
+        call_s: float = CALL_S,
     ) -> None:
         if not endpoints:
             raise ValueError("an etcd client needs an endpoint")
         self._endpoints = tuple(endpoints)
         self._current = 0
+        self._call_s = call_s
         self.login = Login(user, password, self._authenticate)
         self.cluster_id = 0
         """Of the last answer; 0 before the first."""
@@ -104,9 +110,10 @@ class Connection:
             raise Unavailable(f"{self.current.url} does not answer a login") from None
 
     async def call(
-        self, method: Method[Request, Response], request: Request, *, timeout_s: float = CALL_S
+        self, method: Method[Request, Response], request: Request, *, timeout_s: float | None = None
     ) -> Response:
         """Call etcd; repeat within `timeout_s` what certainly did nothing. Typed errors only."""
+        limit_s = self._call_s if timeout_s is None else timeout_s
         token = ""
         has_logged_in_again = False
 
@@ -117,7 +124,7 @@ class Connection:
 
         while True:
             try:
-                response: Response = await self._repeat(once, timeout_s)
+                response: Response = await self._repeat(once, limit_s)
                 return response
             except TokenRefused as error:
                 if has_logged_in_again or not self.login.has_user:
@@ -183,7 +190,7 @@ class Connection:
             return await self._send(endpoint, AUTHENTICATE, request, "", remaining_s)
 
         try:
-            response: AuthenticateResponse = await self._repeat(once, CALL_S)
+            response: AuthenticateResponse = await self._repeat(once, self._call_s)
         except DatastoreError as error:
             if "authentication is not enabled" in str(error):
                 return ""  # as etcd's own client does: the user is not needed yet
