@@ -63,6 +63,13 @@ class _Stored:
 
 
 @dataclass(slots=True)
+class _Attempt:
+    """How far an ADD came. `has_link`: the pair of that name is this attempt's."""
+
+    has_link: bool = False
+
+
+@dataclass(slots=True)
 class Agent:
     """Answers calls for one node. `policy_timeout_s` 0 means not to wait for felix."""
 
@@ -96,10 +103,12 @@ class Agent:
             if (former := await self._already(call, identity, stored)) is not None:
                 return former
             await self._refuse_foreign_interface(identity, stored)
-            async with self._undone_on_failure(entry):
-                return await self._attach(call, identity, stored)
+            async with self._undone_on_failure(entry) as attempt:
+                return await self._attach(call, identity, stored, attempt)
 
-    async def _attach(self, call: Call, identity: Identity, stored: _Stored | None) -> bytes:
+    async def _attach(
+        self, call: Call, identity: Identity, stored: _Stored | None, attempt: _Attempt
+    ) -> bytes:
         assert call.netns is not None
         address = await self._address_to_keep(call, stored)
         if address is None:
@@ -116,6 +125,7 @@ class Agent:
                 mtu=call.config.mtu,
             )
         )
+        attempt.has_link = True
         async with _datastore_in_time():
             await self._store_endpoint(call, identity, stored, address, mac)
         if self.policy_timeout_s > 0 and not await self.status.wait(
@@ -305,12 +315,15 @@ class Agent:
         return is_clean
 
     @asynccontextmanager
-    async def _undone_on_failure(self, entry: Entry) -> AsyncIterator[None]:
+    async def _undone_on_failure(self, entry: Entry) -> AsyncIterator[_Attempt]:
+        attempt = _Attempt()
         self.journal.begin(entry)
         try:
-            yield
+            yield attempt
         except BaseException:
             try:
+                if attempt.has_link:  # first, as this works without datastore, too
+                    await self.wiring.unwire_host(entry.identity.host_interface)
                 await self._undo(entry)
             except Exception as error:
                 # The journal keeps it; the error that matters to the caller is the first one.
@@ -319,17 +332,10 @@ class Agent:
         self.journal.finish(entry)
 
     async def _undo(self, entry: Entry) -> None:
-        """Take back everything an ADD may have made, the kernel's part even without datastore."""
-        try:
-            async with asyncio.timeout(UNDO_TIMEOUT_S):
-                await self._remove_endpoint(entry)
-                await self._release(entry)
-        except BaseException:
-            # Without datastore the link is still ours: the journal was written before it was made,
-            # and an interface of another endpoint was refused before that.
-            if not entry.is_ipam_only:
-                await self.wiring.unwire_host(entry.identity.host_interface)
-            raise
+        """Take back everything an ADD may have made. Raises what lies below; then try again."""
+        async with asyncio.timeout(UNDO_TIMEOUT_S):
+            await self._remove_endpoint(entry)
+            await self._release(entry)
         self.journal.finish(entry)
         log.info("undone", entry=entry.name)
 
