@@ -45,30 +45,35 @@ async def claim(
     Creates it if it does not exist, repairs an unsettled affinity, removes a stale one. Raises
     Contended, Malformed.
     """
+    keys = (BlockKey(network), AffinityKey(host, network))
+    return await land(store, keys, lambda view: claimed(view, host, network, clock()))
+
+
+def claimed(
+    view: View, host: str, network: Network, now_ns: int
+) -> tuple[AllocationBlock | None, list[Operation]]:
+    """The block as `host`'s own, and the writes that make it so; pure.
+
+    None if it belongs to another or to nobody. The view holds the block's key and the affinity's.
+    """
     block_key, affinity_key = BlockKey(network), AffinityKey(host, network)
-    affinity_text = HOST_AFFINITY + host
-
-    def change(view: View) -> tuple[AllocationBlock | None, Sequence[Operation]]:
-        found = view.get(block_key, AllocationBlock)
-        if found is None:
-            now_ns = clock()
-            fresh = blocks.new_block(
-                network,
-                affinity=affinity_text,
-                claimed_at=rfc3339(now_ns),
-                sequence_number=now_ns,
-            )
-            return fresh, [put(block_key, fresh), put(affinity_key, CONFIRMED)]
-        if found.affinity != affinity_text:
-            return None, [delete(affinity_key)] if view.has(affinity_key) else []
-        affinity = view.get(affinity_key, BlockAffinity)
-        if affinity is not None and affinity.is_confirmed:
-            return found, []
-        # Writing the block as well makes a releaser that is half way fail.
-        touched = blocks.touch(found)
-        return touched, [put(block_key, touched), put(affinity_key, CONFIRMED)]
-
-    return await land(store, (block_key, affinity_key), change)
+    found = view.get(block_key, AllocationBlock)
+    if found is None:
+        fresh = blocks.new_block(
+            network,
+            affinity=HOST_AFFINITY + host,
+            claimed_at=rfc3339(now_ns),
+            sequence_number=now_ns,
+        )
+        return fresh, [put(block_key, fresh), put(affinity_key, CONFIRMED)]
+    if found.affinity != HOST_AFFINITY + host:
+        return None, [delete(affinity_key)] if view.has(affinity_key) else []
+    affinity = view.get(affinity_key, BlockAffinity)
+    if affinity is not None and affinity.is_confirmed:
+        return found, []
+    # Writing the block as well makes a releaser that is half way fail.
+    touched = blocks.touch(found)
+    return touched, [put(block_key, touched), put(affinity_key, CONFIRMED)]
 
 
 async def release(

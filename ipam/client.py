@@ -109,6 +109,10 @@ class _Situation:
     owned: tuple[Network, ...]
 
 
+Choose = Callable[[AllocationBlock], tuple[AllocationBlock, tuple[int, ...]]]
+"""What to take from a block: the block without it, and the ordinals; none leaves it as it is."""
+
+
 class IPAM:
     """Assigns and releases addresses. `clock` gives nanoseconds since 1970."""
 
@@ -272,20 +276,13 @@ class IPAM:
         if situation.reserved.covers(network):
             return None
         try:
-            claimed = await affinity.claim(self._store, request.host, network, clock=self._clock)
-            if claimed is None:
-                return None
-            reserved = situation.reserved.ordinals(network)
-            is_strict = situation.config.strict_affinity
-
-            def choose(block: AllocationBlock) -> tuple[AllocationBlock, tuple[int, ...]]:
-                if is_strict and block.affinity != HOST_AFFINITY + request.host:
-                    return block, ()
-                return blocks.take(block, 1, record, reserved)
-
-            if not blocks.free_ordinals(claimed, reserved):
-                return None
-            return await self._take(network, record, request, choose)
+            take = partial(
+                blocks.take,
+                count=1,
+                record=record,
+                reserved=situation.reserved.ordinals(network),
+            )
+            return await self._take(network, record, request, take, is_own=True)
         except Malformed as error:
             log.warning("block cannot be read and is passed over", key=error.key, why=error.reason)
             return None
@@ -329,32 +326,46 @@ class IPAM:
         network: Network,
         record: AllocationAttribute,
         request: Request,
-        choose: Callable[[AllocationBlock], tuple[AllocationBlock, tuple[int, ...]]],
+        choose: Choose,
+        *,
+        is_own: bool = False,
     ) -> Assignment | None:
-        """Take what `choose` picks from the block, and count it in the handle, in one go."""
+        """Take what `choose` picks from the block, and count it in the handle, in one go.
+
+        With `is_own` the block is claimed in the same transaction if it does not exist yet, and is
+        left alone if it turns out not to be ours.
+        """
         block_key, handle_key = BlockKey(network), HandleKey(request.handle)
+        affinity_key = AffinityKey(request.host, network)
         is_repeated = False
 
         def change(view: View) -> tuple[Assignment | None, Sequence[Operation]]:
             nonlocal is_repeated
-            block = view.get(block_key, AllocationBlock)
+            block, repairs = view.get(block_key, AllocationBlock), list[Operation]()
+            if is_own:
+                is_new = block is None
+                block, repairs = affinity.claimed(view, request.host, network, self._clock())
+                if is_new and block is not None and not choose(block)[1]:
+                    return None, []  # all of it is reserved: no reason to own it
             if block is None:
-                return None, []
-            borrowed = block.affinity != HOST_AFFINITY + request.host
+                return None, repairs
+            is_borrowed = block.affinity != HOST_AFFINITY + request.host
             if is_repeated:  # the answer to our write may have been lost
                 for ordinal in blocks.ordinals_of_record(block, record)[:1]:
-                    return Assignment(block.address(ordinal), network, borrowed), []
+                    return Assignment(block.address(ordinal), network, is_borrowed), repairs
             is_repeated = True
             changed, ordinals = choose(block)
             if not ordinals:
-                return None, []
+                return None, repairs
             handle = view.get(handle_key, AllocationHandle) or AllocationHandle()
             count = len(blocks.ordinals_of_handle(changed, request.handle))
             counted = AllocationHandle(block={**handle.block, str(network): count})
-            assignment = Assignment(block.address(ordinals[0]), network, borrowed)
-            return assignment, [put(block_key, changed), put(handle_key, counted)]
+            assignment = Assignment(block.address(ordinals[0]), network, is_borrowed)
+            writes = [write for write in repairs if write.key != str(block_key)]
+            return assignment, [*writes, put(block_key, changed), put(handle_key, counted)]
 
-        return await land(self._store, (block_key, handle_key), change)
+        involved: tuple[Key, ...] = (block_key, handle_key)
+        return await land(self._store, (*involved, affinity_key) if is_own else involved, change)
 
     async def _block_around(self, address: Address, pools: Sequence[IPPool]) -> Network | None:
         """The block of `address`, existing or as its pool would cut it."""

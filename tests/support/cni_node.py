@@ -90,7 +90,7 @@ class CniNode:
 
     @property
     def journal(self) -> Path:
-        """cnid's journal."""
+        """The journal of cnid."""
         return self.directory / "state" / "cni" / "unfinished"
 
     @property
