@@ -481,7 +481,8 @@ def _established(answer: Sequence[str]) -> dict[str, _Established]:
                 route_refresh=bool(neighbor["peer"]["capabilities"].get("route-refresh")),
             )
             for neighbor in neighbors
-            if neighbor["state"] == "up"
+            # Not "state": that says "down" in the first second, when the duration rounds to 0.
+            if neighbor["fsm"] == "ESTABLISHED"
         }
     except (msgspec.DecodeError, KeyError, TypeError) as error:
         raise TimeoutError(f"show neighbor json was answered by {answer[:1]!r}") from error

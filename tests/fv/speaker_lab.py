@@ -197,7 +197,7 @@ class SpeakerLab:
         eventually_now(lambda: "ready" in bird.ask("show status"), what="BIRD answers")
         return bird
 
-    def write_configuration(self, *sessions: Session) -> None:
+    def write_configuration(self, *sessions: Session, port: int = 179) -> None:
         """Install what confd would for these sessions."""
         self.install(
             render_exabgp(
@@ -205,7 +205,7 @@ class SpeakerLab:
                     node="us",
                     sessions=sessions,
                     listen_address="0.0.0.0",
-                    listen_port=179,
+                    listen_port=port,
                     relay_command=(
                         sys.executable,
                         "-I",
