@@ -103,7 +103,8 @@ class Lab:
         for node in self.records.nodes:
             self._daemons_up(node)
         with self._step("Create the pools and the BGP peer (labs/manifests)"):
-            self.cymric(CONTROL, "apply", "-f", *self._manifests())
+            for manifest in sorted(MANIFESTS.glob("*.yaml")):
+                self.cymric(CONTROL, "apply", "-f", str(manifest))
         standing = {pod.name for pod in self.records.pods if pod.address}
         for pod in (*PODS, *self.records.pods):
             if pod.name not in standing and pod.node in {n.name for n in self.records.nodes}:
@@ -340,9 +341,6 @@ class Lab:
                 ],
             )
             self.supervisor.update()
-
-    def _manifests(self) -> tuple[str, ...]:
-        return tuple(str(path) for path in sorted(MANIFESTS.glob("*.yaml")))
 
     def _write_router(self, *, reconfigure: bool) -> None:
         known = self.records

@@ -6,8 +6,10 @@ that a log reads the same everywhere.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -41,7 +43,12 @@ def overview(lab: Lab) -> RenderableType:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", highlight=False)
+    table = Table(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=box.ROUNDED if sys.stdout.isatty() else box.ASCII,
+    )
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
