@@ -139,7 +139,8 @@ def build_drivers(
     """All that writes to the kernel of the network namespace we are in."""
     clock = time.monotonic
     links = Netlink()
-    interfaces = Interfaces(links, clock=clock)
+    # A socket of its own: the kernel answers EBUSY to a second dump on one socket.
+    interfaces = Interfaces(Netlink(), clock=clock)
     ownership = RouteOwnership(interfaces, config)
     routes = RouteTable(protocol=config.device_route_protocol, owns=ownership)
     sysctls = Sysctls()
