@@ -29,6 +29,8 @@ HOLD_TIME_S = 90
 LONGEST_RESTART_S = 4095
 """The restart time has 12 bits (RFC 4724 §3)."""
 
+_PEER_LINE = re.compile(r"^# cymric-peer (\S+) (\S+)$", re.MULTILINE)
+_UNSAFE_IN_COMMENT = re.compile(r"[^A-Za-z0-9_.:/ -]")
 _SAFE_WORD = re.compile(r"[A-Za-z0-9_./:=@%+-]+")
 
 _environment = jinja2.Environment(
@@ -39,6 +41,8 @@ _environment = jinja2.Environment(
     keep_trailing_newline=True,
     autoescape=False,  # noqa: S701 - plain text; every value is an address, a number or checked
 )
+# ExaBGP interprets backslashes even in comments.
+_environment.filters["comment"] = lambda text: _UNSAFE_IN_COMMENT.sub("?", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +73,13 @@ def render_exabgp(inputs: SpeakerInputs) -> str:
     }
     # The macros of the template, without the file around them.
     macros = template.make_module({**values, "sessions": (), "label_by_name": {}})
-    label_by_name = {
-        session.name: label(str(macros.neighbor(session, ""))) for session in sessions
-    }
+    label_by_name = {session.name: label(str(macros.neighbor(session, ""))) for session in sessions}
     return template.render({**values, "sessions": sessions, "label_by_name": label_by_name})
+
+
+def labels_of(text: str) -> dict[str, str]:
+    """Peers and labels in the header of a rendered file."""
+    return dict(_PEER_LINE.findall(text))
 
 
 def label(block: str) -> str:

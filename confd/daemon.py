@@ -1,0 +1,208 @@
+"""The wiring of confd: the datastore's view of BGP peering becomes ExaBGP's configuration.
+
+    etcd ─▶ Syncer ─▶ View ─ kick ─▶ render ─▶ changed? ─▶ check ─▶ rename ─▶ exabgp.conf
+                                                                          ─▶ confd-status.json
+
+Nodes, BGPPeers and BGPConfigurations are all it reads. Nothing is written before the datastore is
+in sync: earlier, peers not wanted and peers not yet seen look alike. confd does not reload ExaBGP:
+bgpd does, which knows when the speaker is quiet. A node without a BGP address, or without any
+peer, gets a file without sessions, which ExaBGP runs, so that a peer is later added by a reload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from prometheus_client import Counter, Gauge
+
+from confd.check import refusal
+from confd.install import Installer, Outcome, State, write
+from confd.render import SpeakerInputs, labels_of, render_exabgp
+from cymric.datastore.api import Datastore
+from cymric.datastore.etcd import open_datastore
+from cymric.datastore.syncer import Syncer, Update
+from cymric.kernel.command import Commands, HostCommands
+from cymric.model.keys import ResourceKey, resource_prefix
+from cymric.model.peering import Peering, PeeringInputs, peering_of
+from cymric.model.resources import BGPConfiguration, BGPPeer, Node
+from cymric.runtime.daemon import run_daemon
+from cymric.runtime.health import Health
+from cymric.runtime.pacing import Backoff, Kick
+from cymric.runtime.settings import Settings
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+KINDS = ("Node", "BGPPeer", "BGPConfiguration")
+IN_SYNC, INSTALLED = "datastore in sync", "speaker configuration installed"
+STATUS_FILE = "confd-status.json"
+LISTEN_ADDRESS = "0.0.0.0"
+"""Calico's default: any address. ExaBGP matches a connection to the peer's local address itself."""
+
+CHECK_EVERY_S = 30.0
+"""How often the file is compared though nothing changed: somebody may have removed it."""
+
+SESSIONS = Gauge("cymric_confd_sessions", "BGP sessions in the last rendered configuration.")
+UNSUPPORTED = Gauge("cymric_confd_unsupported_peers", "BGPPeers that cannot be honoured.")
+REFUSED = Gauge("cymric_confd_refused", "1 while the wanted configuration is refused.")
+OUTCOMES = Counter("cymric_confd_installs", "Attempts to install, by how they ended.", ["state"])
+
+
+def main() -> None:
+    """The console script `cymric-confd`."""
+    run_daemon("confd", serve)
+
+
+async def serve(settings: Settings, health: Health) -> None:
+    """Run on the real datastore until cancelled."""
+    async with open_datastore(settings) as store:
+        await run(settings, health, store, HostCommands())
+
+
+async def run(settings: Settings, health: Health, store: Datastore, commands: Commands) -> None:
+    """Run on any datastore until cancelled."""
+    health.expect(IN_SYNC, INSTALLED)
+    in_sync = asyncio.Event()
+    kick = Kick()
+    view = View()
+    writer = Writer(settings, commands)
+
+    def on_updates(updates: Sequence[Update]) -> None:
+        if view.update(updates):
+            kick()
+
+    def on_in_sync() -> None:
+        health.set_ready(IN_SYNC)
+        in_sync.set()
+
+    async def write_when_kicked() -> None:
+        await in_sync.wait()
+        backoff = Backoff(first_s=0.5, most_s=10.0)
+        while True:
+            try:
+                outcome = await writer.write(view.inputs)
+            except OSError as error:
+                log.error("cannot write the speaker configuration", error=str(error))
+                health.set_ready(INSTALLED, is_ready=False)
+                await asyncio.sleep(backoff.next_s())
+                continue
+            backoff.succeeded()
+            health.set_ready(INSTALLED, is_ready=outcome.state is not State.REFUSED)
+            await kick.wait(CHECK_EVERY_S)
+
+    syncer = Syncer(store, [resource_prefix(kind) for kind in KINDS], on_updates, on_in_sync)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(syncer.run(), name="syncer")
+        tasks.create_task(write_when_kicked(), name="write")
+
+
+class View:
+    """The objects that decide about peering, by kind and name."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, dict[str, object]] = {kind: {} for kind in KINDS}
+
+    def update(self, updates: Sequence[Update]) -> bool:
+        """Take in what changed; whether anything did. None means gone."""
+        has_changed = False
+        for update in updates:
+            if not isinstance(update.key, ResourceKey) or update.key.kind not in self._by_kind:
+                continue
+            objects, name = self._by_kind[update.key.kind], update.key.name
+            has_changed |= objects.get(name) != update.value
+            if update.value is None:
+                objects.pop(name, None)
+            else:
+                objects[name] = update.value
+        return has_changed
+
+    @property
+    def inputs(self) -> PeeringInputs:
+        """All of it, as peering wants it."""
+        return PeeringInputs(
+            nodes=self._of(Node), peers=self._of(BGPPeer), configurations=self._of(BGPConfiguration)
+        )
+
+    def _of(self, kind: type[T]) -> dict[str, T]:
+        objects = self._by_kind[kind.__name__]
+        return {name: value for name, value in objects.items() if isinstance(value, kind)}
+
+
+class Writer:
+    """Renders, installs and tells how it went."""
+
+    def __init__(self, settings: Settings, commands: Commands) -> None:
+        self._settings = settings
+        self._commands = commands
+        self._installer = Installer(settings.exabgp_config)
+        self._told: object = None
+
+    async def write(self, inputs: PeeringInputs) -> Outcome:
+        """Bring the file in step with `inputs`. Raises OSError if it cannot be written."""
+        node = self._settings.node_name
+        peering = peering_of(node, inputs)
+        text = render_exabgp(
+            SpeakerInputs(
+                node=node,
+                sessions=peering.sessions,
+                listen_address=LISTEN_ADDRESS,
+                listen_port=inputs.listen_port(node),
+                relay_command=relay_command(self._settings.speaker_socket),
+            )
+        )
+        labels = labels_of(text)
+        outcome = await self._installer.install(
+            text, lambda path: refusal(self._commands, path, labels)
+        )
+        self._tell(peering, outcome)
+        return outcome
+
+    def _tell(self, peering: Peering, outcome: Outcome) -> None:
+        OUTCOMES.labels(outcome.state).inc()
+        SESSIONS.set(len(peering.sessions))
+        UNSUPPORTED.set(len(peering.unsupported))
+        REFUSED.set(outcome.state is State.REFUSED)
+        status = {
+            "state": "refused" if outcome.state is State.REFUSED else "installed",
+            "reason": outcome.reason,
+            "sessions": [
+                {"name": each.name, "peer": str(each.peer_address), "type": each.peer_type}
+                for each in peering.sessions
+            ],
+            "unsupported": dict(peering.unsupported),
+        }
+        if outcome.state is State.INSTALLED:
+            log.info("speaker configuration installed", sessions=len(peering.sessions))
+        if status == self._told:
+            return
+        self._told = status
+        if outcome.state is State.REFUSED:
+            log.error("speaker configuration refused, the old one stays", reason=outcome.reason)
+        for name, reason in sorted(peering.unsupported.items()):
+            log.warning("BGPPeer is not honoured", peer=name, reason=reason)
+        path = self._settings.run_dir / STATUS_FILE
+        temporary = path.with_name(path.name + ".new")
+        write(temporary, json.dumps({**status, "at": time.time()}, indent=2) + "\n")
+        temporary.rename(path)
+
+
+def relay_command(socket: Path) -> tuple[str, ...]:
+    """What ExaBGP runs as its API process: a file of bgpd, found without importing it."""
+    found = importlib.util.find_spec("bgpd")
+    assert found is not None
+    assert found.origin is not None
+    relay = Path(found.origin).with_name("relay.py")
+    return (sys.executable, "-I", "-S", str(relay), str(socket))
+
+
+if __name__ == "__main__":
+    main()
