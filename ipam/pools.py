@@ -108,7 +108,9 @@ def pool_of(pools: Iterable[IPPool], network: Network) -> IPPool | None:
 
 def block_of(pool: IPPool, address: Address) -> Network:
     """The block of `pool` that `address` belongs to."""
-    return network_of(address, pool.spec.block_prefix_length)
+    length = pool.spec.block_prefix_length
+    first = int(address) >> (address.max_prefixlen - length) << (address.max_prefixlen - length)
+    return network_of(type(address)(first), length)
 
 
 def block_order(pool: IPPool, host: str) -> Iterator[Network]:
