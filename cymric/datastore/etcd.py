@@ -26,12 +26,13 @@ from cymric.datastore.api import (
     Listing,
     Operation,
     Put,
+    TooLarge,
     Transaction,
     Unavailable,
     WatchEvent,
     check,
 )
-from cymric.datastore.etcd_channel import Endpoint, Tls
+from cymric.datastore.etcd_channel import Tls, UrlEndpoint
 from cymric.datastore.etcd_connection import CALL_S, RANGE, TXN, Connection
 from cymric.datastore.etcd_keys import range_of, to_bytes, to_text
 from cymric.datastore.etcd_leases import Leases
@@ -56,7 +57,7 @@ PAGE_S = 30.0
 """How long one page may take in all."""
 
 LIST_ATTEMPTS = 5
-"""How often a listing starts again because its revision was compacted before the last page."""
+"""How often a listing starts again: its revision was compacted meanwhile, or a page too large."""
 
 
 class EtcdDatastore:
@@ -92,12 +93,15 @@ class EtcdDatastore:
 
     async def list(self, prefix: str) -> Listing:
         """Every key that starts with `prefix`, in key order, all at one revision."""
+        page_keys = self._page_keys
         for _ in range(LIST_ATTEMPTS):
             try:
-                return await self._list_pages(prefix)
+                return await self._list_pages(prefix, page_keys)
             except Compacted:
                 continue  # somebody compacted between two pages
-        raise Unavailable(f"{prefix} could not be listed: history is compacted too quickly")
+            except TooLarge:  # a borrowed channel may take no more than 4 MiB at once
+                page_keys = max(1, page_keys // 10)
+        raise Unavailable(f"{prefix} could not be listed in {LIST_ATTEMPTS} attempts")
 
     async def commit(self, transaction: Transaction) -> int:
         """Land the transaction and return its revision; see `Datastore.commit` for the errors."""
@@ -141,14 +145,12 @@ class EtcdDatastore:
         await self._leases.close()
         await self._connection.close()
 
-    async def _list_pages(self, prefix: str) -> Listing:
+    async def _list_pages(self, prefix: str, page_keys: int) -> Listing:
         key, range_end = range_of(prefix)
         items: list[KeyValue] = []
         revision = 0
         while True:
-            request = RangeRequest(
-                key=key, range_end=range_end, limit=self._page_keys, revision=revision
-            )
+            request = RangeRequest(key=key, range_end=range_end, limit=page_keys, revision=revision)
             page = await self._connection.call(RANGE, request, timeout_s=PAGE_S)
             items.extend(map(_key_value, page.kvs))
             revision = revision or page.header.revision
@@ -171,7 +173,7 @@ def open_datastore(
         key_file=settings.etcd_key_file,
     )
     connection = Connection(
-        [Endpoint(url, tls) for url in settings.etcd_endpoints],
+        [UrlEndpoint(url, tls) for url in settings.etcd_endpoints],
         user=settings.etcd_username,
         password=settings.etcd_password,
         call_s=call_s,

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import grpc
 import grpc.aio
 
+from cymric.datastore.api import Unavailable
+
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 256 << 20),  # the default of 4 MiB kills a watch for good
     ("grpc.max_send_message_length", 16 << 20),
@@ -34,6 +36,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 """Also the options to give an etcd3 client whose channel is handed to `from_etcd3`."""
 
 DEFAULT_PORT = 2379
+
+CONNECT_S = 2.0
+"""How long one endpoint may take to connect before the next is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,33 +66,43 @@ class Channel(Protocol):
         """A callable that opens a stream: `write`, `read` (EOF at its end), `cancel`."""
         ...
 
-    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """What the connection does now."""
+
+class Endpoint(Protocol):
+    """One way to the cluster."""
+
+    @property
+    def url(self) -> str:
+        """For messages to people."""
         ...
 
-    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Return when it does something else."""
+    async def ready(self, purpose: str, timeout_s: float, *, is_only: bool) -> Channel:
+        """The connection for "calls" or for "watches". Raises Unavailable."""
         ...
 
-    async def close(self, grace: float | None = None) -> None:
-        """Let go of the connection."""
+    async def close(self) -> None:
+        """Close what was opened."""
         ...
 
 
-class Endpoint:
+class UrlEndpoint:
     """One member of the cluster (or a proxy before it), by its URL."""
 
     def __init__(self, url: str, tls: Tls) -> None:
         self.url = url
         self._target, self._is_secure = parse_url(url)
         self._tls = tls
-        self._channels: dict[str, Channel] = {}
+        self._channels: dict[str, grpc.aio.Channel] = {}
 
-    def channel(self, purpose: str) -> Channel:
-        """The connection for "calls" or for "watches"."""
-        if purpose not in self._channels:
-            self._channels[purpose] = self._open()
-        return self._channels[purpose]
+    async def ready(self, purpose: str, timeout_s: float, *, is_only: bool) -> Channel:
+        """The connection for `purpose`; see `until_ready` for how long it is waited for."""
+        channel = self._channels.get(purpose)
+        if channel is None:
+            channel = self._channels[purpose] = self._open()
+        wait_s = timeout_s if is_only else min(timeout_s, CONNECT_S)
+        if not await until_ready(channel, wait_s, is_only=is_only):
+            raise Unavailable(f"{self.url} does not answer")
+        opened: Channel = channel
+        return opened
 
     async def close(self) -> None:
         """Close what was opened."""
@@ -95,17 +110,13 @@ class Endpoint:
             await channel.close()
         self._channels.clear()
 
-    def _open(self) -> Channel:
-        channel: Channel
+    def _open(self) -> grpc.aio.Channel:
         if self._is_secure:
-            credentials = self._tls.credentials()
-            channel = grpc.aio.secure_channel(self._target, credentials, CHANNEL_OPTIONS)
-        else:
-            channel = grpc.aio.insecure_channel(self._target, CHANNEL_OPTIONS)
-        return channel
+            return grpc.aio.secure_channel(self._target, self._tls.credentials(), CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(self._target, CHANNEL_OPTIONS)
 
 
-async def until_ready(channel: Channel, timeout_s: float, *, is_only: bool) -> bool:
+async def until_ready(channel: grpc.aio.Channel, timeout_s: float, *, is_only: bool) -> bool:
     """Wait for a connection; False if it is still being made after `timeout_s`.
 
     Calls fired at a dead channel one by one can miss a server that came back, so we wait for the

@@ -18,7 +18,7 @@ import grpc
 
 from cymric.datastore.api import DatastoreError, NotAuthenticated, OutcomeUnknown, Unavailable
 from cymric.datastore.etcd_auth import Login
-from cymric.datastore.etcd_channel import Channel, Endpoint, until_ready
+from cymric.datastore.etcd_channel import CONNECT_S, Channel, Endpoint
 from cymric.datastore.etcd_errors import TokenRefused, translate
 from cymric.datastore.etcd_messages_pb2 import (
     AuthenticateRequest,
@@ -33,9 +33,6 @@ from cymric.datastore.etcd_messages_pb2 import (
     TxnResponse,
 )
 from cymric.runtime.pacing import Backoff
-
-CONNECT_S = 2.0
-"""How long one endpoint may take to connect before the next is asked."""
 
 CALL_S = 5.0
 """How long a call may take in all, over all endpoints, unless its caller says otherwise."""
@@ -94,12 +91,7 @@ class Connection:
 
     async def ready(self, endpoint: Endpoint, purpose: str, timeout_s: float) -> Channel:
         """The connected channel of `endpoint`. Raises Unavailable."""
-        is_only = len(self._endpoints) == 1
-        channel = endpoint.channel(purpose)
-        wait_s = timeout_s if is_only else min(timeout_s, CONNECT_S)
-        if not await until_ready(channel, wait_s, is_only=is_only):
-            raise Unavailable(f"{endpoint.url} does not answer")
-        return channel
+        return await endpoint.ready(purpose, timeout_s, is_only=len(self._endpoints) == 1)
 
     async def token(self, timeout_s: float) -> str:
         """The token to send, empty without a user. Raises Unavailable, NotAuthenticated."""
@@ -112,14 +104,18 @@ class Connection:
     async def call(
         self, method: Method[Request, Response], request: Request, *, timeout_s: float | None = None
     ) -> Response:
-        """Call etcd; repeat within `timeout_s` what certainly did nothing. Typed errors only."""
-        limit_s = self._call_s if timeout_s is None else timeout_s
+        """Call etcd; repeat what certainly did nothing. Typed errors only.
+
+        `timeout_s` is for answers that take long; nobody answering at all is noticed as quickly as
+        in any call.
+        """
+        limit_s = timeout_s or self._call_s
         token = ""
         has_logged_in_again = False
 
         async def once(endpoint: Endpoint, remaining_s: float) -> Response:
             nonlocal token
-            token = await self.token(remaining_s)
+            token = await self.token(min(remaining_s, self._call_s))
             return await self._send(endpoint, method, request, token, remaining_s)
 
         while True:
@@ -140,16 +136,16 @@ class Connection:
     async def _repeat(self, once: Any, timeout_s: float) -> Any:
         """Try `once` at one endpoint after the other, as long as it raises Unavailable."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
+        started = loop.time()
         pauses = Backoff(first_s=0.05, most_s=0.5)
         while True:
             endpoint = self.current
             try:
-                return await once(endpoint, deadline - loop.time())
+                return await once(endpoint, timeout_s - (loop.time() - started))
             except Unavailable:
                 self.leave(endpoint)
                 pause_s = pauses.next_s()
-                if loop.time() + pause_s >= deadline:
+                if loop.time() + pause_s >= started + self._call_s:
                     raise
                 await asyncio.sleep(pause_s)
 
@@ -163,7 +159,7 @@ class Connection:
     ) -> Response:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        channel = await self.ready(endpoint, "calls", remaining_s)
+        channel = await self.ready(endpoint, "calls", min(remaining_s, self._call_s))
         invoke = channel.unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,  # type: ignore[attr-defined]

@@ -9,7 +9,9 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 
+import grpc
 import pytest
 
 from cymric.datastore.api import (
@@ -32,6 +34,8 @@ from cymric.datastore.api import (
     update,
 )
 from cymric.datastore.etcd import open_datastore
+from cymric.datastore.etcd_bridge import from_etcd3
+from cymric.datastore.etcd_channel import CHANNEL_OPTIONS
 from cymric.datastore.memory import MemoryDatastore
 from cymric.runtime.settings import Settings
 from tests.support.etcd import EtcdServer
@@ -42,7 +46,20 @@ _numbers = itertools.count()
 Compact = Callable[[int], None]
 
 
-@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
+@dataclass
+class ForeignClient:
+    """Stands for an `etcd3.Etcd3Client`, which is a blocking channel to us."""
+
+    channel: grpc.Channel
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("etcd", marks=pytest.mark.etcd),
+        pytest.param("etcd, borrowed channel", marks=pytest.mark.etcd),
+    ]
+)
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Datastore, Compact]]:
     """A datastore, and the operator's way to compact it."""
     if request.param == "memory":
@@ -50,9 +67,14 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Datasto
         yield memory, memory.compact
         return
     server: EtcdServer = request.getfixturevalue("etcd_server")
-    store = open_datastore(Settings(etcd_endpoints=(server.endpoint,)))
-    yield store, lambda revision: (server.etcdctl("compact", str(revision)), None)[1]
-    await store.close()
+    if request.param == "etcd":
+        async with open_datastore(Settings(etcd_endpoints=(server.endpoint,))) as store:
+            yield store, lambda revision: (server.etcdctl("compact", str(revision)), None)[1]
+        return
+    address = server.endpoint.removeprefix("http://")
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        async with from_etcd3(ForeignClient(channel)) as store:
+            yield store, lambda revision: (server.etcdctl("compact", str(revision)), None)[1]
 
 
 @pytest.fixture
