@@ -109,7 +109,8 @@ def _route(entry: Mapping[str, Any]) -> Route:
         kind={"6": "blackhole", "1": "unicast"}.get(kind, kind),
         via=IPv4Address(via) if via else None,
         device=str(entry.get("dev", "")),
-        protocol=str(entry.get("protocol", "")),
+        # `ip` leaves out the one that stands for "nobody in particular".
+        protocol=str(entry.get("protocol", "boot")),
     )
 
 

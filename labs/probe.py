@@ -59,7 +59,8 @@ async def fetch(
     except TimeoutError:
         return Answer(error="timed out")
     except OSError as failure:
-        return Answer(error=failure.strerror or str(failure))
+        # asyncio wraps what the kernel said into words of its own, but keeps the number.
+        return Answer(error=os.strerror(failure.errno) if failure.errno else str(failure))
     finally:
         connection.close()
     return Answer(seen=body.decode().strip())

@@ -160,7 +160,7 @@ def outside_table(lab: Lab, pods: Sequence[Pod]) -> Table:
             pod.node,
             "on" if checks.translates(pod, nat) else "off",
             outcome if there.ok else f"no answer ({there.error})",
-            back.seen if back.ok else "no route taken" if back.error else "",
+            back.seen if back.ok else f"no answer ({back.error})",
         )
     return table
 

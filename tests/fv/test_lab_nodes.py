@@ -74,7 +74,7 @@ def test_a_released_block_leaves_every_kernel(lab: Lab) -> None:
         block = next(b for b in observe.blocks(lab) if IPv4Address(made.address) in b.cidr)
         assert block.owner == "control"
         assert block.cidr in lab.router.announced()
-    name = str(block.cidr).replace(".", "-").replace("/", "-")
+    name = str(block.cidr).replace("/", "-")
     lab.etcdctl("del", f"{observe.BLOCKS}{name}")
     lab.etcdctl("del", f"/calico/ipam/v2/host/control/ipv4/block/{name}")
     for machine in ("control", "node1", "node2", "host1"):

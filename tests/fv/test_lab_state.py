@@ -67,8 +67,8 @@ def test_blocks_affinities_and_handles_agree(lab: Lab) -> None:
 
 
 def _cidr(affinity_key: str) -> str:
-    a, b, c, d, length = affinity_key.rpartition("/")[2].split("-")
-    return f"{a}.{b}.{c}.{d}/{length}"
+    address, _, length = affinity_key.rpartition("/")[2].rpartition("-")
+    return f"{address}/{length}"
 
 
 def test_an_unreadable_value_is_reported_by_key_and_does_no_harm(lab: Lab) -> None:
@@ -104,7 +104,13 @@ def test_a_pods_interface_is_as_calico_makes_it(lab: Lab) -> None:
     assert cali["operstate"] == "UP"
     (route,) = json.loads(run("ip", "-netns", outside, "-j", "route", "show", customer.address))
     assert (route["dev"], route["scope"]) == (name, "link")
-    wanted = {"proxy_arp": "1", "forwarding": "1", "rp_filter": "1"}
+    default = "/proc/sys/net/ipv4/conf/default/rp_filter"
+    wanted = {
+        "proxy_arp": "1",
+        "forwarding": "1",
+        "route_localnet": "1",
+        "rp_filter": run(*entering(outside), "cat", default).strip(),
+    }
     for setting, value in wanted.items():
         path = f"/proc/sys/net/ipv4/conf/{name}/{setting}"
         assert run(*entering(outside), "cat", path).strip() == value, setting
@@ -160,8 +166,8 @@ def test_chains_and_sets_have_calicos_names(lab: Lab) -> None:
         for chain in chains:
             assert f"\n:{chain} " in saved, (table, chain)
     sets = run(*inside, "ipset", "save")
-    assert f"add cali40all-ipam-pools {DEFAULT_POOL}" in sets
-    assert f"add cali40all-ipam-pools {EXTERNAL_POOL}" in sets
+    assert f"add cali40network-ip-pools {DEFAULT_POOL}" in sets
+    assert f"add cali40network-ip-pools {EXTERNAL_POOL}" in sets
     assert f"add cali40masq-ipam-pools {DEFAULT_POOL}" in sets
     assert f"add cali40masq-ipam-pools {EXTERNAL_POOL}" not in sets
 
