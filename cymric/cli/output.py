@@ -83,10 +83,11 @@ def note(text: str) -> None:
 def _rich(headings: Sequence[str], rows: Rows) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, _GAP, 0, 0))
     for heading in headings:
         drawn.add_column(heading, overflow="fold")
     for cells in rows:
-        drawn.add_row(*cells)
+        drawn.add_row(*map(Text, cells))  # as text: brackets in a cell are no markup
     Console().print(drawn)

@@ -265,8 +265,8 @@ async def _show(store: Datastore, targets: Sequence[Target], form: str, *, expor
     if form in ("yaml", "json"):
         output.document(trees[0] if len(trees) == 1 else trees, form)
         return
-    for kind in dict.fromkeys(target.kind for target in targets):
-        chosen = [tree for tree, t in zip(trees, targets, strict=True) if t.kind is kind]
+    for name, kind in {target.kind.name: target.kind for target in targets}.items():
+        chosen = [tree for tree in trees if tree.get("kind") == name]
         await _print_rows(store, kind, chosen, form, with_namespace=False)
 
 
