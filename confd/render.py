@@ -72,8 +72,10 @@ def render_exabgp(inputs: SpeakerInputs) -> str:
         "relay_command": inputs.relay_command,
     }
     # The macros of the template, without the file around them.
-    macros = template.make_module({**values, "sessions": (), "label_by_name": {}})
-    label_by_name = {session.name: label(str(macros.neighbor(session, ""))) for session in sessions}
+    macros = vars(template.make_module({**values, "sessions": (), "label_by_name": {}}))
+    label_by_name = {
+        session.name: label(str(macros["neighbor"](session, ""))) for session in sessions
+    }
     return template.render({**values, "sessions": sessions, "label_by_name": label_by_name})
 
 
