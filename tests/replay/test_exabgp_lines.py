@@ -164,7 +164,7 @@ def test_restart_flags() -> None:
         pytest.param(UPDATE.replace(b"198.19.20.0/26", b"nonsense"), id="no prefix"),
         pytest.param(UPDATE.replace(b"egp", b"None"), id="no origin"),
         pytest.param(UPDATE.replace(b"64999", b"None"), id="no JSON"),
-        pytest.param(b'{"relay": 1, "generation": "1", "lost": 0, "sessions": [[1, 2]]}', id="relay"),
+        pytest.param(b'{"relay": 1, "generation": 1, "lost": 0, "sessions": [[1]]}', id="hello"),
         pytest.param(b"{\xff\xfe}", id="no text"),
     ],
 )  # fmt: skip
