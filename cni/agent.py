@@ -25,7 +25,7 @@ from cni.endpoint import Identity, identify
 from cni.errors import CniError, Code, try_again
 from cni.journal import Entry, Journal
 from cni.request import Call
-from cni.status import StatusDirectory
+from cni.status import Awaited, StatusDirectory
 from cni.wiring import Wire, Wiring, random_mac
 from cymric.datastore.api import (
     ABSENT,
@@ -114,7 +114,8 @@ class Agent:
         if address is None:
             address = (await self._assign(call)).address
         mac = random_mac()
-        before = self.status.look(identity.status_file)
+        name = identity.status_file
+        awaited = Awaited(name, mac, address, before=self.status.look(name))
         await self.wiring.wire(
             Wire(
                 host_interface=identity.host_interface,
@@ -128,12 +129,10 @@ class Agent:
         attempt.has_link = True
         async with _datastore_in_time():
             await self._store_endpoint(call, identity, stored, address, mac)
-        if self.policy_timeout_s > 0 and not await self.status.wait(
-            identity.status_file, before, self.policy_timeout_s
-        ):
+        if self.policy_timeout_s > 0 and not await self.status.wait(awaited, self.policy_timeout_s):
             raise try_again(
                 f"felix did not program the endpoint within {self.policy_timeout_s:g} s",
-                f"no status file {identity.status_file!r} for {identity.host_interface}, {address}",
+                f"no status file {name!r} for {identity.host_interface}, {address}",
             )
         log.info("attached", container=call.container_id, address=str(address))
         return result.of_endpoint(call, address, identity.host_interface, mac)

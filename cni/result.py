@@ -1,14 +1,14 @@
 """What a successful call prints, in the shape of each CNI version; and errors.
 
 0.3.1 and 0.4.0 mark each address with its family, 1.0.0 does not. An address under our own main
-plugin is a /32 with one route to itself, as Calico's plugins expect of IPAM; another main plugin
-(ptp) gets the block's prefix length, a gateway and a default route, which it needs.
+plugin is a /32. IPAM alone gives the block's prefix length and a route to the address itself, as
+Calico's plugins expect; another main plugin (ptp) gets a gateway, which it needs, and no routes: it
+would set a default route before the gateway can be reached, which the kernel refuses.
 Source: CNI specification 1.0.0 section 5; 0.4.0.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
 from typing import Any
 
 import msgspec
@@ -39,12 +39,12 @@ def of_endpoint(call: Call, address: Address, host_interface: str, mac: str) -> 
 
 def of_address(call: Call, address: Address, block: Network) -> bytes:
     """The result of IPAM alone."""
+    length = f"{address}/{block.prefixlen}"
+    routes = [{"dst": f"{address}/{address.max_prefixlen}"}]
     if call.config.type in MAIN_PLUGINS_LIKE_CALICO:
-        ips = [_ip(call, f"{address}/{block.prefixlen}")]
-        routes = [{"dst": f"{address}/{address.max_prefixlen}"}]
+        ips = [_ip(call, length)]
     else:
-        ips = [_ip(call, f"{address}/{block.prefixlen}", gateway=POD_GATEWAY)]
-        routes = [{"dst": str(IPv4Network("0.0.0.0/0"))}]
+        ips, routes = [_ip(call, length, gateway=POD_GATEWAY)], []
     tree = {"cniVersion": call.config.cni_version, "ips": ips, "routes": routes, "dns": {}}
     return _encoded(tree)
 

@@ -1,8 +1,8 @@
 """Waiting for felix: a file appears when an endpoint's route and policy are in the kernel.
 
 One inotify descriptor watches the directory for all waiting calls, so a file is noticed at once and
-waiting costs nothing. A file that was there before (left from a former instance of the same pod)
-proves nothing; it counts once it was written anew, or the kernel shows the route.
+waiting costs nothing. A file may be left from a former instance of the same pod, so it counts only
+if it tells of our MAC and address; one that tells nothing counts once it was written anew.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
+
+from cymric.model.net import Address
 
 _IN_CREATE, _IN_MOVED_TO, _IN_CLOSE_WRITE = 0x100, 0x80, 0x8
 _IN_NONBLOCK, _IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
@@ -20,11 +25,28 @@ RECHECK_S = 0.25
 """How often a waiting call looks by itself, should the directory have been replaced."""
 
 
+class _Content(msgspec.Struct, frozen=True):
+    """What felix says of an endpoint, as far as it matters here."""
+
+    mac: str = ""
+    ipv4_nets: tuple[str, ...] = msgspec.field(default=(), name="ipv4Nets")
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Which file was there at some moment; None for none."""
+    """What was there at some moment: inode and time of the file, None for none."""
 
     stamp: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """The endpoint whose file is waited for, and what was there before it was made."""
+
+    name: str
+    mac: str
+    address: Address
+    before: Seen
 
 
 class StatusDirectory:
@@ -58,20 +80,34 @@ class StatusDirectory:
             return Seen(None)
         return Seen((stat.st_ino, stat.st_mtime_ns))
 
-    async def wait(self, name: str, before: Seen, timeout_s: float) -> bool:
-        """Wait until `name` is there and is not what was seen `before`; False after `timeout_s`."""
+    async def wait(self, awaited: Awaited, timeout_s: float) -> bool:
+        """Wait until felix tells of this endpoint; False after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
-                while (now := self.look(name)) == before or now.stamp is None:
+                while True:
                     changed = self._changed
-                    try:
+                    if self._tells(awaited):
+                        return True
+                    with suppress(TimeoutError):
                         async with asyncio.timeout(RECHECK_S):
                             await changed.wait()
-                    except TimeoutError:
-                        continue
         except TimeoutError:
             return False
-        return True
+
+    def _tells(self, awaited: Awaited) -> bool:
+        now = self.look(awaited.name)
+        try:
+            text = (self._path / awaited.name).read_bytes()
+        except FileNotFoundError:
+            return False
+        try:
+            content = msgspec.json.decode(text, type=_Content)
+        except msgspec.MsgspecError:
+            content = _Content()
+        if content.mac or content.ipv4_nets:
+            net = f"{awaited.address}/{awaited.address.max_prefixlen}"
+            return content.mac in ("", awaited.mac) and net in content.ipv4_nets
+        return now.stamp is not None and now != awaited.before
 
     def _wake(self) -> None:
         os.read(self._descriptor, 65536)

@@ -2,7 +2,8 @@
 
 The node's end has Calico's name and the MAC ee:ee:ee:ee:ee:ee and answers ARP for everything; the
 pod's end has one /32 address and sends everything to 169.254.1.1, which nobody owns and which it
-knows by a permanent neighbour entry. Routes on the node's side are felix' business. `wire` either finishes or leaves nothing.
+knows by a permanent neighbour entry. Routes on the node's side are felix' business. `wire` either
+finishes or leaves nothing.
 
 Order matters: sysctls of the node's end are set before it goes up, so that no packet is handled
 under the defaults; the pod's address comes last, so that a pod with an address has its routes.
@@ -108,8 +109,8 @@ class LinuxWiring:
             namespace.write_sysctl("net/ipv4/ip_forward", "0")
         theirs = await _existing(pod, wire.pod_interface)
         await pod.set_up(theirs.index)
-        # The node answers ARP for the gateway by proxy, but only while it has some route towards it;
-        # with a permanent entry pods do not depend on that, nor wait for the answer.
+        # The node answers ARP for the gateway by proxy, but only while it has a route towards it.
+        # With a permanent entry pods do not depend on that, nor wait for the answer.
         await pod.set_neighbour(theirs.index, GATEWAY, HOST_MAC)
         await pod.add_route(LinkRoute(TO_GATEWAY, theirs.index))
         await pod.add_route(LinkRoute(EVERYTHING, theirs.index, GATEWAY))

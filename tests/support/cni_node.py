@@ -110,17 +110,21 @@ class CniNode:
             "CYMRIC_POLICY_SETUP_TIMEOUT_S": str(self.wait_s),
         }
 
-    def start(self, **settings: str) -> None:
+    def start(self) -> None:
         """Start cnid and wait until it listens."""
         self.socket.unlink(missing_ok=True)
-        with (self.directory / "cnid.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [BIN / "cymric-cnid"],
-                env={**os.environ, **self.settings, **settings},
+        self.process = self.run("cnid")
+        eventually_now(self.socket.exists, 15, what="cnid listens")
+
+    def run(self, daemon: str) -> subprocess.Popen[bytes]:
+        """Start a daemon on this node; whoever does this for others than cnid ends them."""
+        with (self.directory / f"{daemon}.log").open("ab") as log:
+            return subprocess.Popen(
+                [BIN / f"cymric-{daemon}"],
+                env={**os.environ, **self.settings},
                 stderr=log,
                 stdout=log,
             )
-        eventually_now(self.socket.exists, 15, what="cnid listens")
 
     def stop(self, *, kill: bool = False) -> None:
         """End cnid."""
