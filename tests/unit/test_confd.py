@@ -1,0 +1,370 @@
+"""What confd writes, when it writes, and what it never writes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgpd.speaker_file import Listen, parse_header
+from confd import check
+from confd.daemon import STATUS_FILE, relay_command, run
+from confd.install import Installer, Outcome, State
+from confd.render import SpeakerInputs, labels_of, render_exabgp
+from cymric.datastore.api import delete, put
+from cymric.datastore.memory import MemoryDatastore
+from cymric.kernel.command import Finished, HostCommands
+from cymric.model.keys import ResourceKey
+from cymric.model.peering import PeerType, Session
+from cymric.runtime.health import Health
+from cymric.runtime.settings import Settings
+from tests.support.eventually import eventually
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "exabgp.conf"
+RELAY = ("/usr/bin/python3", "-I", "-S", "/opt/cymric/relay.py", "/run/cymric/speaker.sock")
+
+
+def session(address: str, **changed: Any) -> Session:
+    """A session of node1 with the peer at `address`."""
+    values: dict[str, Any] = {
+        "name": f"Mesh_{address.replace('.', '_')}",
+        "peer_type": PeerType.MESH,
+        "peer_address": ip_address(address),
+        "peer_port": 179,
+        "peer_asn": 64512,
+        "local_address": ip_address("198.19.0.2"),
+        "local_asn": 64512,
+        "router_id": ip_address("198.19.0.2"),
+        "listen_port": 179,
+        "is_passive": False,
+        "peer_node": "node2",
+    }
+    return Session(**(values | changed))
+
+
+MESH = session("198.19.0.3", is_passive=True)
+ROUTER = session(
+    "198.19.15.254",
+    name="Global_198_19_15_254",
+    peer_type=PeerType.GLOBAL,
+    peer_asn=64999,
+    peer_port=1179,
+    peer_node="",
+    restart_time_s=0,
+)
+PATIENT = session("198.19.0.10", restart_time_s=100_000)
+
+
+def rendered(*sessions: Session) -> str:
+    """The file of node1 with these sessions."""
+    return render_exabgp(
+        SpeakerInputs(
+            node="node1",
+            sessions=sessions,
+            listen_address="0.0.0.0",
+            listen_port=179,
+            relay_command=RELAY,
+        )
+    )
+
+
+# --- render ---------------------------------------------------------------------------------------
+
+
+def test_rendered_file() -> None:
+    """The file is, letter by letter, the one kept in tests/golden."""
+    text = rendered(ROUTER, PATIENT, MESH)
+    assert text == GOLDEN.read_text()
+
+
+def test_order_of_input_makes_no_difference() -> None:
+    """Sessions are sorted by address, as numbers."""
+    assert rendered(MESH, ROUTER, PATIENT) == rendered(PATIENT, ROUTER, MESH)
+    assert list(labels_of(rendered(PATIENT, ROUTER, MESH))) == [
+        "198.19.0.3",
+        "198.19.0.10",
+        "198.19.15.254",
+    ]
+
+
+def test_bgpd_reads_what_confd_writes() -> None:
+    """Both programs agree on the header, which is the only thing they share in the file."""
+    header = parse_header(rendered(MESH, ROUTER))
+    assert header.listen == Listen("0.0.0.0", 179)
+    assert header.label_by_peer == labels_of(rendered(MESH, ROUTER))
+
+
+def test_label_tells_a_changed_peer() -> None:
+    """A label depends on its own peer's block and on nothing else."""
+    before = labels_of(rendered(MESH, ROUTER))
+    after = labels_of(rendered(MESH, session("198.19.15.254", peer_asn=65000), PATIENT))
+    assert before["198.19.0.3"] == after["198.19.0.3"]
+    assert before["198.19.15.254"] != after["198.19.15.254"]
+
+
+def test_names_cannot_break_out_of_a_comment() -> None:
+    """Names from the datastore appear in comments only, and only as harmless characters."""
+    text = rendered(session("198.19.0.3", peer_node='x\nneighbor 1.2.3.4 {"\\u0041'))
+    assert "node x?neighbor 1.2.3.4 ???u0041\n" in text
+
+
+def test_path_that_needs_quoting_is_refused() -> None:
+    """ExaBGP's configuration cannot hold every path; better no file than another one."""
+    inputs = SpeakerInputs(
+        node="n", sessions=(), listen_address="::", listen_port=179, relay_command=("/a b",)
+    )
+    with pytest.raises(ValueError, match="/a b"):
+        render_exabgp(inputs)
+
+
+# --- check: ExaBGP's own opinion ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(rendered(MESH, ROUTER, PATIENT), id="three peers"),
+        pytest.param(rendered(), id="no peer"),
+    ],
+)
+async def test_exabgp_accepts_what_is_rendered(tmp_path: Path, text: str) -> None:
+    """ExaBGP finds in the file exactly the peers and labels that were written."""
+    text = text.replace("/usr/bin/python3", relay_command(tmp_path)[0])
+    path = tmp_path / "exabgp.conf"
+    path.write_text(text)
+    assert await check.refusal(HostCommands(), path, labels_of(text)) == ""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        pytest.param(("passive", "passiv"), "passiv", id="unknown word"),
+        pytest.param(("peer-as 64512", "peer-as 4294967296"), "4294967296", id="number too large"),
+        pytest.param(("neighbor 198.19.15", "}\nneighbor 198.19.15"), "reads the peers", id="brace"),
+    ],
+)  # fmt: skip
+async def test_exabgp_refuses_with_a_reason(
+    tmp_path: Path, spoil: tuple[str, str], reason: str
+) -> None:
+    """What ExaBGP would refuse, or read otherwise than meant, is told with the reason."""
+    good = rendered(MESH, ROUTER).replace("/usr/bin/python3", relay_command(tmp_path)[0])
+    path = tmp_path / "exabgp.conf"
+    path.write_text(good.replace(*spoil))
+    assert reason in await check.refusal(HostCommands(), path, labels_of(good))
+
+
+# --- install --------------------------------------------------------------------------------------
+
+
+async def accept(_path: Path) -> str:
+    """A reader that takes anything."""
+    return ""
+
+
+async def refuse(_path: Path) -> str:
+    """A reader that takes nothing."""
+    return "because"
+
+
+async def test_unchanged_text_is_not_written(tmp_path: Path) -> None:
+    """A restarted confd that finds its own text leaves file and reader alone."""
+    path = tmp_path / "deep" / "exabgp.conf"
+    assert await Installer(path).install("text", accept) == Outcome(State.INSTALLED)
+    before = path.stat()
+    assert await Installer(path).install("text", refuse) == Outcome(State.UNCHANGED)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert before.st_mode & 0o777 == 0o600
+
+
+async def test_refused_text_is_kept_aside(tmp_path: Path) -> None:
+    """The old file stays, the refused one can be looked at, and is not checked twice."""
+    path = tmp_path / "exabgp.conf"
+    installer = Installer(path)
+    await installer.install("old", accept)
+    asked: list[Path] = []
+
+    async def refuse_and_count(candidate: Path) -> str:
+        asked.append(candidate)
+        assert candidate.read_text() == "new"
+        return "because"
+
+    for _ in range(2):
+        assert await installer.install("new", refuse_and_count) == Outcome(State.REFUSED, "because")
+    assert len(asked) == 1
+    assert path.read_text() == "old"
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "exabgp.conf",
+        "exabgp.conf.refused",
+    ]
+    assert (await installer.install("newer", accept)).state is State.INSTALLED
+    assert path.read_text() == "newer"
+
+
+async def test_file_changed_by_hand_is_put_right(tmp_path: Path) -> None:
+    """What counts is what is in the file, not what was written once."""
+    path = tmp_path / "exabgp.conf"
+    installer = Installer(path)
+    await installer.install("text", accept)
+    path.write_text("edited")
+    assert (await installer.install("text", accept)).state is State.INSTALLED
+    path.unlink()
+    assert (await installer.install("text", accept)).state is State.INSTALLED
+    assert path.read_text() == "text"
+
+
+# --- daemon ---------------------------------------------------------------------------------------
+
+
+class Checker:
+    """Stands for the checking process: refuses texts that hold a given word."""
+
+    def __init__(self, refused_word: str = "nothing refused") -> None:
+        self.refused_word = refused_word
+
+    async def run(self, argv: Any, **_: Any) -> Finished:
+        """Answer as `confd.check` does."""
+        text = Path(argv[-1]).read_text()
+        if self.refused_word in text:
+            return Finished(tuple(argv), 1, "", f"cannot read {self.refused_word}\n")
+        return Finished(tuple(argv), 0, json.dumps(labels_of(text)), "")
+
+
+class Confd:
+    """A running daemon on a datastore in memory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = MemoryDatastore()
+        self.settings = Settings(node_name="node1", run_dir=directory / "run")
+        self.health = Health()
+        self.checker = Checker()
+
+    @property
+    def peers(self) -> list[str] | None:
+        """The peers in the installed file."""
+        path = self.settings.exabgp_config
+        return sorted(labels_of(path.read_text())) if path.exists() else None
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The status file."""
+        path = self.settings.run_dir / STATUS_FILE
+        told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return told
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """For as long as the block lasts."""
+        task = asyncio.create_task(run(self.settings, self.health, self.store, self.checker))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def put(self, kind: str, name: str, spec: dict[str, Any]) -> None:
+        """Store a resource."""
+        value = {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": kind,
+            "metadata": {"name": name},
+            "spec": spec,
+        }
+        await put(self.store, str(ResourceKey(kind, name)), json.dumps(value).encode())
+
+    async def node(self, name: str, address: str = "") -> None:
+        """Store a Node with that BGP address."""
+        await self.put("Node", name, {"bgp": {"ipv4Address": address}} if address else {})
+
+
+@pytest.fixture
+def confd(tmp_path: Path) -> Iterator[Confd]:
+    return Confd(tmp_path)
+
+
+async def test_file_follows_the_datastore(confd: Confd) -> None:
+    """Nodes and peers come and go, and the file with them."""
+    await confd.node("node1", "198.19.0.2/20")
+    await confd.node("node2", "198.19.0.3/20")
+    async with confd.running():
+        await eventually(lambda: confd.peers == ["198.19.0.3"])
+        await confd.put("BGPPeer", "router", {"peerIP": "198.19.15.254", "asNumber": 64512})
+        await eventually(lambda: confd.peers == ["198.19.0.3", "198.19.15.254"])
+        await confd.put("BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False})
+        await eventually(lambda: confd.peers == ["198.19.15.254"])
+        await delete(confd.store, str(ResourceKey("BGPPeer", "router")))
+        await eventually(lambda: confd.peers == [])
+        assert confd.status["state"] == "installed"
+        assert confd.health.missing == ()
+
+
+async def test_nothing_is_written_before_in_sync(confd: Confd) -> None:
+    """While the datastore is away the file stays what it was, and confd is not ready."""
+    await confd.node("node1", "198.19.0.2/20")
+    path = confd.settings.exabgp_config
+    path.parent.mkdir()
+    path.write_text("from an earlier run\n")
+    confd.store.go_down()
+    async with confd.running():
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        assert path.read_text() == "from an earlier run\n"
+        assert confd.health.missing
+        confd.store.come_up()
+        await eventually(lambda: confd.peers == [] and not confd.health.missing)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_node_without_address_gets_an_empty_file(confd: Confd, is_known: bool) -> None:
+    """A node that speaks no BGP, or is not known at all, has a valid file without sessions."""
+    if is_known:
+        await confd.node("node1")
+    await confd.node("node2", "198.19.0.3/20")
+    async with confd.running():
+        await eventually(lambda: confd.peers == [])
+
+
+async def test_refused_configuration_is_not_installed(confd: Confd) -> None:
+    """The old file stays; status, readiness and log say why; the next good one is installed."""
+    await confd.node("node1", "198.19.0.2/20")
+    await confd.node("node2", "198.19.0.3/20")
+    async with confd.running():
+        await eventually(lambda: confd.peers == ["198.19.0.3"])
+        confd.checker.refused_word = "198.19.0.4"
+        await confd.node("node3", "198.19.0.4/20")
+        await eventually(lambda: confd.status["state"] == "refused")
+        assert confd.status["reason"] == "cannot read 198.19.0.4"
+        assert confd.peers == ["198.19.0.3"]
+        assert confd.health.missing == ("speaker configuration installed",)
+        await delete(confd.store, str(ResourceKey("Node", "node3")))
+        await confd.node("node4", "198.19.0.5/20")
+        await eventually(lambda: confd.peers == ["198.19.0.3", "198.19.0.5"])
+        await eventually(lambda: confd.status["state"] == "installed" and not confd.health.missing)
+
+
+async def test_peer_that_cannot_be_honoured_is_named(confd: Confd) -> None:
+    """A BGPPeer beyond what is supported leaves no session, and a reason in the status file."""
+    await confd.node("node1", "198.19.0.2/20")
+    await confd.put(
+        "BGPPeer", "tor", {"peerIP": "198.19.15.254", "asNumber": 64512, "filters": ["f"]}
+    )
+    async with confd.running():
+        await eventually(lambda: "tor" in confd.status.get("unsupported", {}))
+        assert confd.peers == []
+
+
+async def test_listen_port_is_in_the_file(confd: Confd) -> None:
+    """The cluster's listen port is where this node listens and other nodes connect to."""
+    await confd.node("node1", "198.19.0.2/20")
+    await confd.node("node2", "198.19.0.3/20")
+    await confd.put("BGPConfiguration", "default", {"listenPort": 1790})
+    async with confd.running():
+        await eventually(lambda: confd.peers == ["198.19.0.3"])
+        text = confd.settings.exabgp_config.read_text()
+        assert parse_header(text).listen == Listen("0.0.0.0", 1790)
+        assert "connect 1790;" in text
