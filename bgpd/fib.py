@@ -15,6 +15,7 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ from cymric.runtime.pacing import Backoff, Kick
 
 log = structlog.get_logger()
 
+LISTEN_S = 0.5
+"""The longest pause between two looks at a busy table; a quiet one is looked at when kicked."""
 RESYNC_S = 30.0
 """How often the kernel's routes are read back although nobody changed anything that we know of."""
 
@@ -86,12 +89,14 @@ class Fib:
         """Apply whenever kicked, until cancelled."""
         backoff = Backoff(first_s=0.2, most_s=self._resync_s)
         pause_s = self._resync_s
+        loop = asyncio.get_running_loop()
         while True:
             if not await self.kick.wait(pause_s):
                 self._routes.invalidate()
             wanted = self._wanted()
             if wanted is None:
                 continue
+            started_s = loop.time()
             try:
                 await self._apply(wanted)
             except (OSError, TimeoutError) as error:
@@ -105,6 +110,8 @@ class Fib:
                 backoff.succeeded()
                 pause_s = self._resync_s
             self._on_applied()
+            # Comparing whole tables costs: while a peer sends its own, leave time to listen.
+            await asyncio.sleep(min(LISTEN_S, 2 * (loop.time() - started_s)))
 
     async def _apply(self, wanted: Wanted) -> None:
         if self._inherited is None:

@@ -18,25 +18,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bgpd.decision import Path
 from bgpd.rib import Rejection
 from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.ipam import AllocationBlock
-from cymric.model.net import Address, Network, contains, parse_network
+from cymric.model.net import Address, Network, parse_network
+from cymric.model.prefix import PrefixSet
 from cymric.model.resources import BGPConfiguration, IPPool
 
 IMPORT_ANNOTATION = "cymric.io/import-policy"
 IMPORT_ALL = "all"
 
-MARTIANS = tuple(
-    map(
-        parse_network,
-        (
-            *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"),
-            *("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
-        ),
-    )
+MARTIANS = PrefixSet.parse(
+    *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"),
+    *("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
 )
 """Prefixes that never belong in a routing table (RFC 6890)."""
 
@@ -51,21 +48,18 @@ class ImportPolicy:
     """
 
     own_addresses: frozenset[Address] = frozenset()
-    allowed: frozenset[Network] = frozenset()
-    own_blocks: frozenset[Network] = frozenset()
+    allowed: PrefixSet
+    own_blocks: PrefixSet
     borrowed: Mapping[Address, str]
     local_workloads: frozenset[Address] = frozenset()
     takes_all: bool = False
-
-    @property
-    def _own_texts(self) -> frozenset[str | None]:
-        return frozenset(map(str, self.own_addresses))
 
     def judge(self, path: Path) -> Rejection | None:
         """Why the path must not be used; None if it may."""
         if path.peer.local_asn in path.attributes.asns:
             return Rejection.LOOP
-        if path.peer.is_ibgp and path.attributes.originator_id in self._own_texts:
+        originator = path.attributes.originator_id
+        if originator and path.peer.is_ibgp and originator in map(str, self.own_addresses):
             return Rejection.OWN_ORIGINATOR
         if rejection := self._judge_next_hop(path):
             return rejection
@@ -77,8 +71,7 @@ class ImportPolicy:
         hop = path.next_hop
         if hop in self.own_addresses:
             return Rejection.NEXT_HOP_IS_OURS
-        is_usable = not (hop.is_unspecified or hop.is_loopback or hop.is_multicast)
-        if not is_usable or (hop.version == 4 and hop.is_reserved):
+        if not _is_usable(hop):
             return Rejection.NEXT_HOP_UNUSABLE
         if _is_host(path.prefix) and hop == path.prefix.network_address:
             return Rejection.NEXT_HOP_UNUSABLE  # a route to the next hop through itself
@@ -88,15 +81,15 @@ class ImportPolicy:
         prefix = path.prefix
         if prefix.prefixlen == 0:
             return Rejection.DEFAULT_ROUTE
-        if any(contains(martian, prefix) for martian in MARTIANS):
+        if MARTIANS.covers(prefix):
             return Rejection.MARTIAN
-        if any(contains(block, prefix) for block in self.own_blocks):
+        if self.own_blocks.covers(prefix):
             if not _is_host(prefix):
                 return Rejection.INSIDE_OWN_BLOCK
             holder = self.borrowed.get(prefix.network_address)
             if holder is None or holder != path.peer.node:
                 return Rejection.NOT_BORROWED
-        if not any(contains(network, prefix) for network in self.allowed):
+        if not self.allowed.covers(prefix):
             return Rejection.OUTSIDE_POOLS
         return None
 
@@ -121,8 +114,8 @@ def import_policy(
     annotations = {} if configuration is None else configuration.annotations
     return ImportPolicy(
         own_addresses=frozenset(own_addresses),
-        allowed=frozenset(allowed),
-        own_blocks=frozenset(block.network for block in own),
+        allowed=PrefixSet.of(allowed),
+        own_blocks=PrefixSet.of(block.network for block in own),
         borrowed={
             block.address(ordinal): holder.attributes["node"]
             for block in own
@@ -137,6 +130,12 @@ def import_policy(
         ),
         takes_all=annotations.get(IMPORT_ANNOTATION) == IMPORT_ALL,
     )
+
+
+@lru_cache(maxsize=4096)
+def _is_usable(hop: Address) -> bool:
+    is_special = hop.is_unspecified or hop.is_loopback or hop.is_multicast
+    return not is_special and not (hop.version == 4 and hop.is_reserved)
 
 
 def _is_host(prefix: Network) -> bool:

@@ -94,11 +94,12 @@ class Rib:
                 self._dirty.add(prefix)
         for path in announced:
             prefix = path.prefix
-            if prefix not in table.paths and len(table.paths) >= self._max_prefixes:
+            before = table.paths.get(prefix)
+            if before is None and len(table.paths) >= self._max_prefixes:
                 self.over_limit[peer] += 1
                 continue
             table.stale.discard(prefix)
-            if table.paths.get(prefix) != path:
+            if before != path:
                 table.paths[prefix] = path
                 self._dirty.add(prefix)
 
@@ -178,7 +179,8 @@ class Rib:
                 continue
             rejection = judge(path)
             if rejection is None:
-                table.rejected.pop(prefix, None)
+                if table.rejected:
+                    table.rejected.pop(prefix, None)
                 accepted.append(path)
             else:
                 table.rejected[prefix] = rejection

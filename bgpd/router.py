@@ -49,8 +49,9 @@ from bgpd.speaker import (
 )
 from bgpd.view import View
 from cymric.datastore.syncer import Update
-from cymric.model.net import Address, Network, parse_address, parse_network
+from cymric.model.net import Address, Network, parse_address
 from cymric.model.peering import Peering, Session
+from cymric.model.prefix import prefix as to_prefix
 from cymric.runtime.pacing import Kick
 
 log = structlog.get_logger()
@@ -167,10 +168,10 @@ class Router:
         self.rib.receive(
             event.peer,
             announced=[
-                Path(_network(one.prefix), _address(one.next_hop), one.attributes, peer)
+                Path(to_prefix(one.prefix), _address(one.next_hop), one.attributes, peer)
                 for one in event.announced
             ],
-            withdrawn=map(_network, event.withdrawn),
+            withdrawn=map(to_prefix, event.withdrawn),
         )
 
     def _lose_sessions(self, now_s: float) -> None:
@@ -293,6 +294,3 @@ def _peer(session: Session, up: SessionUp) -> Peer:
 @lru_cache(maxsize=4096)
 def _address(text: str) -> Address:
     return parse_address(text)
-
-
-_network = parse_network

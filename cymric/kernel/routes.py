@@ -123,12 +123,7 @@ class RouteTable:
         self, desired: Mapping[Network, Route], actual: dict[_Identity, Route]
     ) -> RoutesApplied:
         wanted = {(prefix, route.metric): route for prefix, route in desired.items()}
-        replaced = {
-            key: route
-            for key, route in wanted.items()
-            if key in actual and not route.is_met_by(actual[key])
-        }
-        added = {key: route for key, route in wanted.items() if key not in actual}
+        replaced, added = _difference(wanted, actual)
         refused: dict[Network, RouteRefused] = {}
         devices = {
             hop.device
@@ -239,8 +234,12 @@ class RouteTable:
         if any(number for route in seen for _, number, _ in route.hops):
             names = await self._device_names()
         actual: dict[_Identity, Route] = {}
+        routes: dict[object, Route | None] = {}  # few next hops, many prefixes
         for one in seen:
-            route = _to_route(one, names)
+            kind = (one.kind, one.hops, one.metric, one.source)
+            if kind not in routes:
+                routes[kind] = _to_route(one, names)
+            route = routes[kind]
             if route is not None and (self._owns is None or self._owns(one.prefix, route)):
                 actual[one.prefix, one.metric] = route
         return actual
@@ -303,6 +302,20 @@ class RouteTable:
         if is_interrupted:
             raise DumpInterrupted(errno.EINTR, "the table changed while it was read")
         return payloads
+
+
+def _difference(
+    wanted: Mapping[_Identity, Route], actual: Mapping[_Identity, Route]
+) -> tuple[dict[_Identity, Route], dict[_Identity, Route]]:
+    """What must be replaced, and what added."""
+    replaced, added = {}, {}
+    for key, route in wanted.items():
+        have = actual.get(key)
+        if have is None:
+            added[key] = route
+        elif have is not route and not route.is_met_by(have):
+            replaced[key] = route
+    return replaced, added
 
 
 def _to_route(seen: Seen, names: Mapping[int, str]) -> Route | None:

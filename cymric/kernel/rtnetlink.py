@@ -15,10 +15,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 
 from cymric.kernel.api import NextHop, Route, RouteKind
 from cymric.model.net import Address, Network
+from cymric.model.prefix import prefix_at
 
 RT_TABLE_MAIN = 254
 
@@ -67,6 +68,7 @@ _I32 = struct.Struct("=i")
 _NEXTHOP = struct.Struct("=HBBi")  # length, flags, weight - 1, interface
 _IFINFO = struct.Struct("=BxHiII")
 _NESTED_BIT = 0x8000
+_MOST_TAILS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Encoder:
 
     table: int
     protocol: int
-    _tail_by_route: dict[tuple[Route, int], bytes] = field(default_factory=dict)
+    _tail_by_object: dict[tuple[int, int], tuple[Route, bytes]] = field(default_factory=dict)
 
     def new_route(
         self, prefix: Network, route: Route, *, flags: int, sequence: int, index: dict[str, int]
@@ -102,14 +104,7 @@ class Encoder:
         kind = _TYPE_BY_KIND[route.kind]
         return self._message(Message.NEWROUTE, flags, sequence, prefix, scope, kind, tail)
 
-    def delete_route(
-        self,
-        prefix: Network,
-        *,
-        metric: int,
-        flags: int,
-        sequence: int,
-    ) -> bytes:
+    def delete_route(self, prefix: Network, *, metric: int, flags: int, sequence: int) -> bytes:
         """RTM_DELROUTE that matches only a route of our protocol with this metric."""
         tail = _attribute(_RTA_PRIORITY, _U32.pack(metric))
         if self.table >= 256:
@@ -152,9 +147,10 @@ class Encoder:
         )
 
     def _tail(self, version: int, route: Route, index: dict[str, int]) -> bytes:
-        known = self._tail_by_route.get((route, version))
-        if known is not None:
-            return known
+        # By identity: routes through one gateway are usually one object, and hashing one is slow.
+        known = self._tail_by_object.get((id(route), version))
+        if known is not None and known[0] is route:
+            return known[1]
         parts = [_attribute(_RTA_PRIORITY, _U32.pack(route.metric))]
         if self.table >= 256:
             parts.append(_attribute(_RTA_TABLE, _U32.pack(self.table)))
@@ -167,7 +163,9 @@ class Encoder:
         tail = b"".join(parts)
         if all(hop.device is None for hop in route.next_hops):
             # A device's number may change under its name, so those are encoded afresh every time.
-            self._tail_by_route[route, version] = tail
+            if len(self._tail_by_object) >= _MOST_TAILS:
+                self._tail_by_object.clear()
+            self._tail_by_object[id(route), version] = (route, tail)
         return tail
 
 
@@ -265,13 +263,12 @@ def parse_route(payload: bytes) -> Seen | None:
     if kind is None or tos or family not in (socket.AF_INET, socket.AF_INET6):
         return None
     found = attributes(payload, _RTMSG.size)
-    is_v4 = family == socket.AF_INET
     destination = int.from_bytes(found.get(_RTA_DST, b""), "big")
     hops: tuple[tuple[Address | None, int, int], ...] = ()
     if kind is RouteKind.UNICAST:
         hops = _parse_hops(found)
     return Seen(
-        prefix=IPv4Network((destination, length)) if is_v4 else IPv6Network((destination, length)),
+        prefix=prefix_at(4 if family == socket.AF_INET else 6, destination, length),
         kind=kind,
         hops=hops,
         metric=int(_U32.unpack(found[_RTA_PRIORITY])[0]) if _RTA_PRIORITY in found else 0,

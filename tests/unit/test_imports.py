@@ -11,6 +11,7 @@ from bgpd.decision import Path, Peer
 from bgpd.imports import IMPORT_ALL, IMPORT_ANNOTATION, ImportPolicy, import_policy
 from bgpd.rib import Rejection
 from bgpd.speaker import PathAttributes, as_sequence
+from cymric.model.prefix import PrefixSet
 from cymric.model.resources import BGPConfiguration
 from tests.support.routing import block, configuration, endpoint, pool
 
@@ -157,5 +158,5 @@ def test_another_annotation_value_changes_nothing() -> None:
 
 def test_a_block_without_owner_protects_nothing() -> None:
     """Inside a block that is not ours any more, paths are judged as any other."""
-    given_up = replace(policy(), own_blocks=frozenset())
+    given_up = replace(policy(), own_blocks=PrefixSet.of(()))
     assert given_up.judge(path(FREE)) is None
