@@ -43,7 +43,6 @@ class FelixConfig:
     service_loop_prevention: str = "drop"
     device_route_protocol: int = 3
     normal_route_priority: int = 1024
-    remove_external_routes: bool = True
     ip_forwarding: str = "enabled"
     log_prefix: str = "calico-packet"
 
@@ -180,7 +179,6 @@ PARAMETERS: Mapping[str, Parameter] = {
     ),
     "deviceRouteProtocol": Parameter("device_route_protocol", _whole(1, 255)),
     "ipv4NormalRoutePriority": Parameter("normal_route_priority", _whole(1, 2147483646)),
-    "removeExternalRoutes": Parameter("remove_external_routes", _truth),
     "ipForwarding": Parameter("ip_forwarding", _one_of("enabled", "disabled")),
     "logPrefix": Parameter("log_prefix", lambda text: re.sub(r'["\\\n]', "_", text)[:27]),
 }

@@ -7,13 +7,14 @@ Everything is level-driven: a kick says that something changed (an update, a lin
 loop reads the latest picture, and what changes meanwhile is in the next round. Nothing is written
 before the datastore is in sync, nor while it is locked. Reading back happens only when nothing is
 waiting, except when it is long overdue. A table that cannot be written ends the process, as do
-`MAX_FAILURES` rounds in a row that failed otherwise: a fresh one reads everything anew.
+`MAX_ERRORS` rounds in a row that failed otherwise: a fresh one reads everything anew. A route that
+the kernel refuses only keeps its endpoint from being complete; it is tried again and again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -34,7 +35,8 @@ from felix.ipset.sets import IPSets
 from felix.iptables.table import Table
 from felix.rules.tables import contents
 
-MAX_FAILURES = 10
+MAX_ERRORS = 10
+NEVER = float("inf")
 OVERDUE_S = 10.0
 STATUS_CHECK_S = 10.0
 
@@ -100,8 +102,9 @@ class Dataplane:
         self._hosts: frozenset[str] | None = None
         self._interface_by_address: dict[IPv4Address, str] = {}
         self._backoff = Backoff(first_s=0.1, most_s=5.0)
-        self._retry_at_s = float("inf")
-        self._routes_due_s = self._status_due_s = float("inf")
+        self._retry_at_s = NEVER
+        self._errors = 0
+        self._routes_due_s = self._status_due_s = NEVER
 
     def on_link(self, name: str, before: Link | None, link: Link | None) -> None:
         """An interface changed."""
@@ -125,45 +128,56 @@ class Dataplane:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._drivers.interfaces.follow(), name="follow links")
             while True:
-                if await self._kick.wait(self._pause_s()) or self._clock() >= self._retry_at_s:
-                    await self._apply_once(tasks)
+                is_kicked = await self._kick.wait(self._pause_s())
+                if is_kicked or self._clock() >= self._retry_at_s:
+                    with metrics.APPLY_TIME.time():
+                        self._plan_retry(is_done=await self._tried(self._apply_latest(tasks)))
                     if self._clock() < self._check_due_s() + OVERDUE_S:
                         continue
-                await self._check()
+                if not self._errors and not await self._tried(self._check()):
+                    self._plan_retry(is_done=False)
 
     def _pause_s(self) -> float:
-        return max(0.0, min(self._check_due_s(), self._retry_at_s) - self._clock())
+        due_s = self._retry_at_s if self._errors else min(self._retry_at_s, self._check_due_s())
+        return max(0.0, due_s - self._clock())
 
     def _check_due_s(self) -> float:
         if self._applied is None:
-            return float("inf")
+            return NEVER
         tables = (table.check_due_s for table in self._drivers.tables.values())
         return min(
             self._drivers.ipsets.check_due_s, self._routes_due_s, self._status_due_s, *tables
         )
 
-    async def _apply_once(self, tasks: asyncio.TaskGroup) -> None:
+    async def _tried(self, work: Awaitable[bool]) -> bool:
+        """Do `work`; whether it is done. Raises DataplaneFailed after too many errors in a row."""
+        try:
+            is_done = await work
+        except (CommandFailed, OSError) as error:
+            log.warning("not applied, trying again", error=str(error))
+            self._errors += 1
+            if self._errors >= MAX_ERRORS:
+                raise DataplaneFailed(f"{MAX_ERRORS} rounds in a row failed") from error
+            return False
+        self._errors = 0
+        return is_done
+
+    def _plan_retry(self, *, is_done: bool) -> None:
+        if is_done:
+            self._backoff.succeeded()
+            self._retry_at_s = NEVER
+        else:
+            metrics.APPLY_FAILURES.inc()
+            self._retry_at_s = self._clock() + self._backoff.next_s()
+
+    async def _apply_latest(self, tasks: asyncio.TaskGroup) -> bool:
         desired = self._desired()
         if not desired.is_ready:
             log.warning("datastore is locked (datastoreReady false), changing nothing")
-            return
+            return True
         if fixed_parameters(desired.config) != fixed_parameters(self._drivers.config):
             raise ConfigChanged("a parameter changed that needs a restart")
-        started_s = self._clock()
-        try:
-            is_done = await self._apply(desired, tasks)
-        except (CommandFailed, OSError) as error:
-            log.warning("not applied, trying again", error=str(error))
-            is_done = False
-        self._retry_at_s = float("inf")
-        if is_done:
-            self._backoff.succeeded()
-        else:
-            metrics.APPLY_FAILURES.inc()
-            if self._backoff.failures >= MAX_FAILURES:
-                raise DataplaneFailed(f"{MAX_FAILURES} rounds in a row failed")
-            self._retry_at_s = self._clock() + self._backoff.next_s()
-        metrics.APPLY_TIME.observe(self._clock() - started_s)
+        return await self._apply(desired, tasks)
 
     async def _apply(self, desired: Desired, tasks: asyncio.TaskGroup) -> bool:
         drivers = self._drivers
@@ -201,7 +215,7 @@ class Dataplane:
         if after.keys() - before.keys() or moved:
             await self._drivers.conntrack.wait_for(after)
 
-    async def _check(self) -> None:
+    async def _check(self) -> bool:
         """Read back what is due and repair it."""
         now_s = self._clock()
         drivers = self._drivers
@@ -212,10 +226,11 @@ class Dataplane:
                 await table.check()
         if self._routes_due_s <= now_s:
             interval_s = drivers.config.route_refresh_interval_s
-            self._routes_due_s = now_s + interval_s if interval_s else float("inf")
+            self._routes_due_s = now_s + interval_s if interval_s else NEVER
             self._hosts = None
             drivers.endpoints.check_soon()
             self._kick()
         if self._status_due_s <= now_s:
             self._status_due_s = now_s + STATUS_CHECK_S
             drivers.endpoints.report()
+        return True

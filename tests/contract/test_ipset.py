@@ -1,0 +1,181 @@
+"""The set driver does the same on the fake and on the kernel."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cymric.kernel.command import Commands
+from felix.ipset.sets import IPSet, IPSets, SavedSet, parse
+from tests.contract.test_iptables import CountingCommands
+from tests.support.fake_iptables import FakeIpset
+
+
+class FakeHost:
+    """In memory."""
+
+    def __init__(self) -> None:
+        self.ipset = FakeIpset()
+        self.commands: Commands = self.ipset.commands()
+
+    def others(self, *words: str) -> None:
+        match words:
+            case ["create", name, kind]:
+                self.ipset.sets[name] = (kind, 65536, set())
+            case [verb, name, member]:
+                members = self.ipset.sets[name][2]
+                members.add(member) if verb == "add" else members.discard(member)
+
+    def use(self, name: str) -> None:
+        self.ipset.in_use.add(name)
+
+    def release(self, name: str) -> None:
+        self.ipset.in_use.discard(name)
+
+    def sets(self) -> dict[str, SavedSet]:
+        return parse(self.ipset.run(("ipset", "save"), "").stdout)
+
+
+class RealHost:
+    """A network namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self.commands: Commands = CountingCommands(namespace)
+
+    def others(self, *words: str) -> None:
+        self._run("ipset", *words)
+
+    def use(self, name: str) -> None:
+        self._rule("-A", name)
+
+    def release(self, name: str) -> None:
+        self._rule("-D", name)
+
+    def sets(self) -> dict[str, SavedSet]:
+        return parse(self._run("ipset", "save"))
+
+    def _rule(self, verb: str, name: str) -> None:
+        match = ("-m", "set", "--match-set", name, "src", "-j", "DROP")
+        self._run("iptables-nft", verb, "FORWARD", *match)
+
+    def _run(self, *words: str) -> str:
+        command = ["ip", "netns", "exec", self._namespace, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+Host = FakeHost | RealHost
+
+
+@pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.root)])
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    """The fake, and a namespace."""
+    if request.param == "fake":
+        yield FakeHost()
+        return
+    namespace = f"cyflx-s-{secrets.token_hex(3)}"
+    subprocess.run(["ip", "netns", "add", namespace], check=True)
+    try:
+        yield RealHost(namespace)
+    finally:
+        subprocess.run(["ip", "netns", "del", namespace], check=True)
+
+
+def driver(host: Host) -> IPSets:
+    """A driver without memory, as a fresh process has it."""
+    return IPSets(host.commands, clock=time.monotonic)
+
+
+def pools(*members: str) -> IPSet:
+    """A set of prefixes."""
+    return IPSet("pools", frozenset(members))
+
+
+async def test_sets_are_created_with_their_members(host: Host) -> None:
+    """Prefixes are kept as ipset prints them; /0, which ipset refuses, as two halves."""
+    sets = driver(host)
+    sets.want([pools("198.19.16.0/21", "192.0.2.1/32"), IPSet("all", frozenset(["0.0.0.0/0"]))])
+    assert await sets.write() is True
+    found = host.sets()
+    assert found["cali40pools"].members == {"198.19.16.0/21", "192.0.2.1"}
+    assert found["cali40pools"].type == "hash:net"
+    assert found["cali40all"].members == {"0.0.0.0/1", "128.0.0.0/1"}
+
+
+async def test_fresh_driver_writes_nothing_when_nothing_differs(host: Host) -> None:
+    """What is read back compares equal to what was written."""
+    wanted = [
+        pools("198.19.16.0/21", "192.0.2.1"),
+        IPSet("me", frozenset(["192.0.2.1"]), "hash:ip"),
+    ]
+    first = driver(host)
+    first.want(wanted)
+    await first.write()
+    again = driver(host)
+    again.want(wanted)
+    assert await again.write() is False
+
+
+async def test_members_are_changed_in_place(host: Host) -> None:
+    """A small difference is added and deleted."""
+    sets = driver(host)
+    sets.want([pools("198.19.16.0/21", "198.19.24.0/21", "192.0.2.1")])
+    await sets.write()
+    sets.want([pools("198.19.16.0/21", "198.19.24.0/21", "192.0.2.2")])
+    await sets.write()
+    assert host.sets()["cali40pools"].members == {"198.19.16.0/21", "198.19.24.0/21", "192.0.2.2"}
+
+
+async def test_large_difference_and_wrong_type_are_swapped_in(host: Host) -> None:
+    """A set that a rule uses is rewritten under it; no temporary set stays."""
+    host.others("create", "cali40pools", "hash:net")
+    host.others("add", "cali40pools", "203.0.113.0/24")
+    host.use("cali40pools")
+    sets = driver(host)
+    sets.want([pools("198.19.16.0/21")])
+    await sets.write()
+    found = host.sets()
+    assert found["cali40pools"].members == {"198.19.16.0/21"}
+    assert set(found) == {"cali40pools"}
+    host.release("cali40pools")
+
+
+async def test_unwanted_sets_of_ours_go_and_others_stay(host: Host) -> None:
+    """Also a temporary set that an interrupted swap left behind."""
+    for name in ("cali40old", "cali4t7", "theirs"):
+        host.others("create", name, "hash:net")
+    sets = driver(host)
+    sets.want([pools("198.19.16.0/21")])
+    await sets.write()
+    await sets.delete_unwanted()
+    assert set(host.sets()) == {"cali40pools", "theirs"}
+
+
+async def test_a_set_in_use_is_removed_when_it_no_longer_is(host: Host) -> None:
+    """A rule of somebody else may keep a set alive; that is no failure."""
+    host.others("create", "cali40old", "hash:net")
+    host.use("cali40old")
+    sets = driver(host)
+    sets.want([])
+    await sets.write()
+    await sets.delete_unwanted()
+    assert "cali40old" in host.sets()
+    host.release("cali40old")
+    await sets.delete_unwanted()
+    assert "cali40old" not in host.sets()
+
+
+async def test_check_repairs_what_others_changed(host: Host) -> None:
+    """Members added or removed behind our back are corrected."""
+    sets = driver(host)
+    sets.want([pools("198.19.16.0/21", "198.19.24.0/21")])
+    await sets.write()
+    host.others("add", "cali40pools", "203.0.113.0/24")
+    host.others("del", "cali40pools", "198.19.24.0/21")
+    assert await sets.check() is True
+    assert host.sets()["cali40pools"].members == {"198.19.16.0/21", "198.19.24.0/21"}
+    assert await sets.check() is False

@@ -1,0 +1,457 @@
+"""The data plane on fakes: order, faults, status, and what is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+
+from cymric.kernel.api import on_link
+from cymric.kernel.command import FakeCommands, Finished
+from cymric.kernel.fake_links import FakeLinks, FakeNetwork
+from cymric.kernel.fake_routes import FakeRoutes, FakeRoutingTable
+from cymric.kernel.links import Link
+from cymric.model.net import parse_network
+from cymric.runtime.pacing import Kick
+from felix.calc.config import FelixConfig
+from felix.calc.values import Desired, Endpoint, EndpointId, ProfileRules, Verdict
+from felix.dataplane.conntrack import Conntrack
+from felix.dataplane.endpoints import EndpointManager, RouteOwnership
+from felix.dataplane.interfaces import Interfaces
+from felix.dataplane.loop import ConfigChanged, Dataplane, DataplaneFailed, Drivers
+from felix.dataplane.status import StatusFiles, content, file_name
+from felix.dataplane.sysctls import Sysctls
+from felix.ipset.sets import IPSets
+from felix.iptables.backend import Backend
+from felix.iptables.table import CheckIntervals, Table, TableFailed
+from felix.rules.tables import TABLES
+from tests.support.eventually import eventually
+from tests.support.fake_iptables import FakeIpset, FakeIptables
+
+ALLOW = ProfileRules("p", (Verdict.ALLOW,), (Verdict.ALLOW,))
+
+
+def pod(name: str, address: str = "198.19.16.2") -> Endpoint:
+    """An endpoint on interface `cali<name>`."""
+    mac = f"02:00:00:00:00:{ord(name):02x}"
+    endpoint_id = EndpointId("k8s", f"default/{name}", "eth0")
+    return Endpoint(endpoint_id, f"cali{name}", mac, (IPv4Address(address),), ("p",))
+
+
+def wanting(*pods: Endpoint, **changes: object) -> Desired:
+    """A picture with these pods."""
+    desired = Desired(
+        endpoints=tuple(sorted(pods, key=lambda one: one.interface)),
+        profiles={"p": ALLOW} if pods else {},
+        pools=frozenset(["198.19.16.0/21"]),
+        masquerade_pools=frozenset(["198.19.16.0/21"]),
+    )
+    return replace(desired, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class Node:
+    """A data plane whose kernel is in memory and whose clock is turned by hand."""
+
+    directory: Path
+    now_s: float = 1000.0
+    desired: Desired = field(default_factory=wanting)
+    applied: int = 0
+
+    def __post_init__(self) -> None:
+        self.iptables, self.ipset = FakeIptables(), FakeIpset()
+        self.conntrack_calls: list[str] = []
+        self.commands = FakeCommands(
+            {
+                "iptables-nft-save": self.iptables.save,
+                "iptables-nft-restore": self.iptables.restore,
+                "ipset": self.ipset.run,
+                "conntrack": self._conntrack,
+            }
+        )
+        self.links: FakeLinks = FakeNetwork().add(1)
+        self.routes = FakeRoutingTable()
+        self.kick = Kick()
+        self.proc = self.directory / "proc"
+        self._make_proc("default")
+        for path in ("ipv4/ip_forward", "netfilter/nf_conntrack_acct"):
+            self._make_file(path)
+
+    def start(self) -> Dataplane:
+        """A fresh data plane, as a restarted process has it."""
+        config = self.desired.config
+        interfaces = Interfaces(self.links, clock=self.clock)
+        ownership = RouteOwnership(interfaces, config)
+        sysctls = Sysctls(self.proc)
+        tables = {
+            name: Table(
+                name, Backend("nft"), self.commands, clock=self.clock, intervals=CheckIntervals()
+            )
+            for name in TABLES
+        }
+        drivers = Drivers(
+            config=config,
+            links=self.links,
+            interfaces=interfaces,
+            ipsets=IPSets(self.commands, clock=self.clock),
+            tables=tables,
+            endpoints=EndpointManager(
+                config=config,
+                links=self.links,
+                interfaces=interfaces,
+                routes=FakeRoutes(self.routes, protocol=3, owns=ownership),
+                ownership=ownership,
+                sysctls=sysctls,
+                status=StatusFiles(self.directory / "status"),
+            ),
+            conntrack=Conntrack(self.commands),
+            sysctls=sysctls,
+        )
+        return Dataplane(
+            drivers, lambda: self.desired, self.kick, clock=self.clock, on_applied=self._count
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run it until the end of the block."""
+        task = asyncio.ensure_future(self.start().run())
+        before = self.applied
+        try:
+            await eventually(lambda: self.applied > before or task.done())
+            if task.done():
+                task.result()
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def add_link(self, name: str) -> Link:
+        """A pod's link appears and comes up."""
+        self._make_proc(name)
+        self.routes.networks_by_device[name] = ()
+        link = self.links.add(name)
+        await self.links.set_up(link.index)
+        return link
+
+    async def remove_link(self, link: Link) -> None:
+        """It goes, and its routes with it."""
+        self.routes.remove_device(link.name)
+        await self.links.delete(link.index)
+
+    def want(self, desired: Desired) -> None:
+        """The datastore changed."""
+        self.desired = desired
+        self.kick()
+
+    def clock(self) -> float:
+        """Monotonic seconds."""
+        return self.now_s
+
+    def pass_time(self, seconds: float) -> None:
+        """Turn the clock and let the loop look at it."""
+        self.now_s += seconds
+        self.kick()
+
+    @property
+    def up(self) -> set[str]:
+        """The names of status files."""
+        return {path.name for path in (self.directory / "status").glob("*")}
+
+    @property
+    def route_devices(self) -> dict[str, str | None]:
+        """Device by prefix."""
+        found = self.routes.entries.items()
+        return {str(prefix): route.next_hops[0].device for (prefix, _), (_, route) in found}
+
+    def switch(self, path: str) -> str:
+        """A sysctl."""
+        return (self.proc / path).read_text()
+
+    def _count(self) -> None:
+        self.applied += 1
+
+    def _conntrack(self, argv: Sequence[str], _: str) -> Finished:
+        self.conntrack_calls.append(argv[-1])
+        return Finished(tuple(argv), 1, "", "conntrack v1.4.7: 0 flow entries have been deleted.")
+
+    def _make_proc(self, name: str) -> None:
+        for switch in ("route_localnet", "proxy_arp", "forwarding", "rp_filter"):
+            self._make_file(f"ipv4/conf/{name}/{switch}")
+        self._make_file(f"ipv4/neigh/{name}/proxy_delay")
+
+    def _make_file(self, path: str) -> None:
+        (self.proc / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.proc / path).write_text("0\n")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    """A node with nothing on it."""
+    return Node(tmp_path)
+
+
+async def test_endpoint_becomes_complete(node: Node) -> None:
+    """Switches, neighbour, route, chains and status of a pod whose link is up."""
+    link = await node.add_link("calia")
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        assert node.up == {"k8s default%2Fa eth0"}
+    assert node.route_devices == {"198.19.16.2/32": "calia"}
+    (neighbour,) = await node.links.neighbours(link.index)
+    assert (str(neighbour.address), neighbour.mac) == ("198.19.16.2", "02:00:00:00:00:61")
+    assert node.switch("ipv4/conf/calia/proxy_arp") == "1"
+    assert node.switch("ipv4/ip_forward") == "1"
+    assert "cali-tw-calia" in node.iptables.tables["filter"]
+    assert node.ipset.sets["cali40masq-ipam-pools"][2] == {"198.19.16.0/21"}
+
+
+async def test_link_that_comes_later_completes_the_endpoint(node: Node) -> None:
+    """The route is written when the link appears, without any update."""
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        assert node.up == set()
+        assert "cali-tw-calia" in node.iptables.tables["filter"]
+        await node.add_link("calia")
+        await eventually(lambda: node.up == {"k8s default%2Fa eth0"})
+        assert node.route_devices == {"198.19.16.2/32": "calia"}
+
+
+async def test_link_replaced_under_the_same_name(node: Node) -> None:
+    """The kernel dropped the old link's route; the new one gets its own, and its neighbour."""
+    link = await node.add_link("calia")
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        await node.remove_link(link)
+        await eventually(lambda: not node.up)
+        fresh = await node.add_link("calia")
+        await eventually(lambda: node.up)
+        assert node.route_devices == {"198.19.16.2/32": "calia"}
+        assert len(await node.links.neighbours(fresh.index)) == 1
+
+
+async def test_endpoint_that_goes_is_undone(node: Node) -> None:
+    """Status first, then chains and route; its connections are forgotten."""
+    await node.add_link("calia")
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        node.want(wanting())
+        await eventually(lambda: not node.up)
+        await eventually(lambda: "cali-tw-calia" not in node.iptables.tables["filter"])
+        node.pass_time(11)  # the interface is new: its routes have some grace
+        await eventually(lambda: not node.route_devices)
+        await eventually(lambda: "198.19.16.2" in node.conntrack_calls)
+
+
+async def test_restart_writes_nothing(node: Node) -> None:
+    """A fresh process finds all as wanted: no restore, no set line, no route, same status file."""
+    await node.add_link("calia")
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        pass
+    before = (len(node.iptables.restores), len(node.ipset.lines), node.routes.writes)
+    assert before[0] == 4
+    async with node.running():
+        assert node.up
+    assert (len(node.iptables.restores), len(node.ipset.lines), node.routes.writes) == before
+
+
+async def test_one_more_pod_is_one_restore(node: Node) -> None:
+    """An ADD writes the filter table once, reads nothing back, and leaves sets alone."""
+    await node.add_link("calia")
+    await node.add_link("calib")
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        restores, saves = len(node.iptables.restores), node.iptables.saves
+        ipset_calls = [call for call in node.commands.calls if call.argv[0] == "ipset"]
+        node.want(wanting(pod("a"), pod("b", "198.19.16.3")))
+        await eventually(lambda: len(node.up) == 2)
+        assert len(node.iptables.restores) == restores + 1
+        assert node.iptables.saves == saves
+        assert ipset_calls == [call for call in node.commands.calls if call.argv[0] == "ipset"]
+
+
+async def test_locked_datastore_changes_nothing(node: Node) -> None:
+    """While datastoreReady is false the kernel stays; afterwards the latest picture counts."""
+    await node.add_link("calia")
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        node.want(wanting(is_ready=False))
+        await asyncio.sleep(0)
+        await node.add_link("calib")
+        assert node.up == {"k8s default%2Fa eth0"}
+        node.want(wanting(pod("b")))
+        await eventually(lambda: node.up == {"k8s default%2Fb eth0"})
+
+
+async def test_one_address_on_two_interfaces(node: Node) -> None:
+    """The first interface by name has the route; both are never half there."""
+    await node.add_link("calia")
+    await node.add_link("calib")
+    node.desired = wanting(pod("a"), pod("b"))
+    async with node.running():
+        assert node.route_devices == {"198.19.16.2/32": "calia"}
+
+
+async def test_route_of_another_interface_is_refused_and_the_endpoint_waits(node: Node) -> None:
+    """A route that somebody else holds keeps an endpoint from being complete, until it goes."""
+    await node.add_link("calia")
+    node.routes.networks_by_device["eth0"] = ()
+    key = (parse_network("198.19.16.2/32"), 1024)
+    node.routes.entries[key] = (4, on_link("eth0"))
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        assert node.up == set()
+        del node.routes.entries[key]
+        node.pass_time(10)
+        await eventually(lambda: node.up)
+
+
+async def test_refused_route_never_ends_the_process(node: Node) -> None:
+    """However long a route is refused, the others are served."""
+    await node.add_link("calia")
+    await node.add_link("calib")
+    node.routes.networks_by_device["eth0"] = ()
+    key = (parse_network("198.19.16.2/32"), 1024)
+    node.routes.entries[key] = (4, on_link("eth0"))
+    node.desired = wanting(pod("a"))
+
+    def failures() -> float:
+        return REGISTRY.get_sample_value("felix_int_dataplane_failures") or 0.0
+
+    async with node.running():
+        for _ in range(15):
+            before = failures()
+            node.pass_time(20)
+            await eventually(lambda seen=before: failures() > seen)
+        node.want(wanting(pod("a"), pod("b", "198.19.16.3")))
+        await eventually(lambda: node.up == {"k8s default%2Fb eth0"})
+
+
+async def test_missing_ipset_ends_the_process_after_some_tries(node: Node) -> None:
+    """Without sets no rule can be written: a supervisor must know."""
+    del node.commands._programs["ipset"]
+    node.kick = Kick()
+    task = asyncio.ensure_future(node.start().run())
+
+    def ended() -> bool:
+        node.pass_time(10)
+        return task.done()
+
+    await eventually(ended)
+    with pytest.raises(ExceptionGroup) as caught:
+        task.result()
+    assert caught.group_contains(DataplaneFailed)
+    assert not node.iptables.restores
+
+
+async def test_routes_nobody_wants_have_grace(node: Node) -> None:
+    """A route on a workload interface is removed, but not while the interface is new."""
+    await node.add_link("calix")
+    stray = (parse_network("198.19.16.9/32"), 1024)
+    foreign = (parse_network("198.19.0.0/20"), 1024)
+    node.routes.networks_by_device["eth0"] = ()
+    node.routes.entries[stray] = (3, on_link("calix"))
+    node.routes.entries[foreign] = (3, on_link("eth0"))
+    async with node.running():
+        assert stray in node.routes.entries
+        node.pass_time(11)
+        await eventually(lambda: stray not in node.routes.entries)
+        assert foreign in node.routes.entries
+
+
+async def test_periodic_check_repairs_table_and_sets(node: Node) -> None:
+    """What others removed is back after the refresh interval."""
+    async with node.running():
+        node.iptables.tables["filter"]["cali-INPUT"].clear()
+        node.ipset.sets["cali40network-ip-pools"][2].clear()
+        node.pass_time(200)
+        await eventually(lambda: node.iptables.tables["filter"]["cali-INPUT"])
+        await eventually(lambda: node.ipset.sets["cali40network-ip-pools"][2])
+
+
+async def test_failing_restore_is_repeated(node: Node) -> None:
+    """A few refusals are overcome."""
+    node.iptables.fail_next = 3
+    async with node.running():
+        assert "cali-INPUT" in node.iptables.tables["filter"]
+
+
+async def test_table_that_cannot_be_written_ends_the_process(node: Node) -> None:
+    """A supervisor starts a fresh one; endpoints are not reported as complete."""
+    await node.add_link("calia")
+    node.desired = wanting(pod("a"))
+    node.iptables.fail_next = 1000
+    with pytest.raises(ExceptionGroup) as caught:
+        async with node.running():
+            pass
+    assert caught.group_contains(TableFailed)
+    assert node.up == set()
+
+
+async def test_parameter_that_needs_a_restart_ends_the_process(node: Node) -> None:
+    """Drivers are built once for their parameters."""
+    task = asyncio.ensure_future(node.start().run())
+    await eventually(lambda: node.applied)
+    node.want(wanting(config=FelixConfig(device_route_protocol=80)))
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(task, 5)
+    assert caught.group_contains(ConfigChanged)
+
+
+async def test_changed_endpoint_replaces_its_neighbour(node: Node) -> None:
+    """A pod that was made anew under the same name has a new MAC and address."""
+    link = await node.add_link("calia")
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        changed = replace(
+            pod("a"), mac="02:00:00:00:00:ff", addresses=(IPv4Address("198.19.16.7"),)
+        )
+        node.want(wanting(changed))
+        await eventually(lambda: "198.19.16.7/32" in node.route_devices)
+        (neighbour,) = await node.links.neighbours(link.index)
+        assert (str(neighbour.address), neighbour.mac) == ("198.19.16.7", "02:00:00:00:00:ff")
+        text = (node.directory / "status" / "k8s default%2Fa eth0").read_text()
+        assert json.loads(text)["mac"] == "02:00:00:00:00:ff"
+
+
+def test_status_file_name_and_content() -> None:
+    """As Calico writes them: parts escaped, joined by blanks; JSON without empty fields."""
+    assert file_name(EndpointId("k8s", "ns/a b", "eth0")) == "k8s ns%2Fa%20b eth0"
+    assert json.loads(content(replace(pod("a"), mac=""))) == {
+        "ifaceName": "calia",
+        "ipv4Nets": ["198.19.16.2/32"],
+    }
+
+
+def test_status_of_an_earlier_process(tmp_path: Path) -> None:
+    """A file that still holds is untouched; one that does not is removed."""
+    for name, text in ((file_name(pod("a").id), content(pod("a"))), ("k8s x%2Fy eth0", "{}")):
+        (tmp_path / name).write_text(text)
+    status = StatusFiles(tmp_path)
+    status.keep_only({pod("a").id: pod("a")})
+    assert [path.name for path in tmp_path.iterdir()] == [file_name(pod("a").id)]
+    assert status.set_up(pod("a")) is False
+    assert status.set_down(pod("a").id) is True
+    assert status.set_down(pod("a").id) is False
+
+
+async def test_interfaces_are_known_by_their_present_name(node: Node) -> None:
+    """A link that is renamed is gone under its old name."""
+    interfaces = Interfaces(node.links, clock=node.clock)
+    seen: list[tuple[str, bool]] = []
+    interfaces.tell(lambda name, before, link: seen.append((name, link is not None)))
+    link = node.links.add("tmp0")
+    await interfaces.read()
+    node.links._change(link.index, replace(link, name="calia"))
+    await interfaces.read()
+    assert interfaces.get("tmp0") is None
+    assert interfaces.get("calia") is not None
+    assert seen[-2:] == [("tmp0", False), ("calia", True)]
