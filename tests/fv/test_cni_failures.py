@@ -173,7 +173,7 @@ def test_with_the_real_felix(start_node: StartNode) -> None:
             answer = node.call("ADD", pod)
             assert answer.code == 0, (answer, (node.directory / "felix.log").read_text()[-3000:])
             assert answer.address in output("ip", "route")
-            pod.run("ping", "-c", "1", "-W", "1", "198.19.0.2")
+            output("ping", "-c", "1", "-W", "1", answer.address)
             addresses.append(answer.address)
         pods[0].run("ping", "-c", "1", "-W", "1", addresses[1])
         for pod in pods:
