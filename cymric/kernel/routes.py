@@ -251,14 +251,20 @@ class RouteTable:
                 version, table=self._table, protocol=self._protocol, sequence=self._sequence
             )
             with suppress(DumpInterrupted):
-                return [
-                    route
-                    for payload in await self._ask(request, Message.NEWROUTE)
-                    if (route := rtnetlink.parse_route(payload)) is not None
-                    and route.protocol == self._protocol
-                    and route.table == self._table
-                ]
+                payloads = await self._ask(request, Message.NEWROUTE)
+                seen: list[Seen] = []
+                for start in range(0, len(payloads), BATCH):
+                    parsed = map(rtnetlink.parse_route, payloads[start : start + BATCH])
+                    seen += (
+                        route for route in parsed if route is not None and self._is_ours(route)
+                    )
+                    await asyncio.sleep(0)  # a large table must not hold up everything else
+                return seen
         raise DumpInterrupted(errno.EINTR, "the route table kept changing while it was read")
+
+    def _is_ours(self, route: Seen) -> bool:
+        """Said again here, because old kernels do not filter a dump."""
+        return route.protocol == self._protocol and route.table == self._table
 
     async def _device_names(self) -> dict[int, str]:
         self._sequence += 1

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from cymric.kernel.api import NextHop, Route, RouteKind
@@ -298,6 +299,7 @@ def _gateway(found: dict[int, bytes]) -> Address | None:
     return _address(found[_RTA_VIA][2:]) if _RTA_VIA in found else None
 
 
+@lru_cache(maxsize=4096)
 def _address(packed: bytes) -> Address:
     return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
