@@ -140,11 +140,14 @@ class ExaBGPSpeaker:
             connected=self._is_connected,
             generation=self._generation,
             configuration=self._configuration_status(),
-            peers={
-                peer: self._peer_status(peer)
-                for peer in sorted(self._peers.keys() | (self._expected or {}).keys())
-            },
+            peers={peer: self._peer_status(peer) for peer in sorted(self._shown())},
         )
+
+    def _shown(self) -> set[str]:
+        """Peers worth showing: expected or up; without expectations, all ever heard of."""
+        if self._expected is None:
+            return set(self._peers)
+        return self._expected.keys() | {n for n, peer in self._peers.items() if peer.up}
 
     async def run(self) -> None:
         """See `Speaker`."""

@@ -1,4 +1,4 @@
-"""Repairs of four defects of ExaBGP 5.0.15, applied in its process before it starts.
+"""Repairs of ExaBGP 5.0.15, applied in its process before it starts.
 
 Each repair replaces one method of ExaBGP by a small wrapper. They are written against the exact
 version below and refused on any other, since they lean on private names. The adapter's discipline
@@ -14,6 +14,8 @@ them, so that either alone would do in the common case.
   may forget the API process. Here the parser is cleared before and after, and what ran stays.
 - `listen_as_configured`: the listening address and port are read once, at start. Here each reload
   reads them from the file, so that a changed listen port needs no restart.
+- `retry_soon`: between attempts to connect ExaBGP waits longer and longer, up to 60 s. In a mesh one
+  side only waits, so a node that comes back would be without routes for that long.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from typing import Any
 from bgpd.speaker_file import read_header
 
 SUPPORTED_VERSION = "5.0.15"
+RETRY_AT_MOST_S = 5
+"""As Calico's BIRD retries a connection."""
 
 
 class UnsupportedSpeaker(Exception):
@@ -39,6 +43,7 @@ def apply(report_refusal: Callable[[str], None], configuration: Path) -> None:
     if version != SUPPORTED_VERSION:
         raise UnsupportedSpeaker(f"exabgp {version} is installed, {SUPPORTED_VERSION} is needed")
     from exabgp.configuration.configuration import Configuration
+    from exabgp.reactor.delay import Delay
     from exabgp.reactor.loop import Reactor
     from exabgp.rib.outgoing import OutgoingRIB
 
@@ -46,6 +51,7 @@ def apply(report_refusal: Callable[[str], None], configuration: Path) -> None:
     reload_at_once(Reactor)
     survive_bad_reload(Configuration, report_refusal)
     listen_as_configured(Reactor, configuration)
+    retry_soon(Delay)
 
 
 def keep_latest_change(rib_class: Any) -> None:
@@ -108,3 +114,15 @@ def listen_as_configured(reactor_class: Any, configuration: Path) -> None:
         return reload(reactor)
 
     reactor_class.reload = reload_and_listen
+
+
+def retry_soon(delay_class: Any) -> None:
+    """The pause between attempts to connect grows to `RETRY_AT_MOST_S` and no further."""
+    increase = delay_class.increase
+
+    @functools.wraps(increase)
+    def increase_a_little(delay: Any) -> None:
+        increase(delay)
+        delay._next = min(delay._next, RETRY_AT_MOST_S)
+
+    delay_class.increase = increase_a_little

@@ -1,0 +1,121 @@
+"""The repairs of ExaBGP, each on its own class; tests/fv has them on a running one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from pathlib import Path
+
+import pytest
+from exabgp.reactor.delay import Delay
+
+from bgpd import exabgp_patches
+from bgpd.launcher import environment
+from bgpd.speaker_file import Header, Listen, parse_header, read_header, running_labels
+
+
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Repairs lean on private names, so they are never tried on a version they do not know."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda _name: "5.0.16")
+    with pytest.raises(exabgp_patches.UnsupportedSpeaker, match=r"5\.0\.16"):
+        exabgp_patches.apply(lambda _reason: None, tmp_path)
+
+
+def test_installed_version_is_the_supported_one() -> None:
+    """The pin in pyproject.toml and the guard agree."""
+    assert importlib.metadata.version("exabgp") == exabgp_patches.SUPPORTED_VERSION
+
+
+def test_pause_between_attempts_stays_short() -> None:
+    """However often connecting failed, the next attempt is seconds away."""
+
+    class Repaired(Delay):  # type: ignore[misc]
+        pass
+
+    exabgp_patches.retry_soon(Repaired)
+    original, repaired = Delay(), Repaired()
+    for _ in range(30):
+        original.increase()
+        repaired.increase()
+    assert original._time - time.time() > 30
+    assert repaired._time - time.time() <= exabgp_patches.RETRY_AT_MOST_S
+
+
+def test_failed_reload_is_as_if_it_had_not_been() -> None:
+    """Peers and processes stay, the reason is told, and the next attempt starts clean."""
+
+    class Configuration:
+        class Error:
+            message = ""
+
+            def set(self, message: str) -> bool:
+                self.message = message
+                return False
+
+            def __str__(self) -> str:
+                return self.message
+
+        def __init__(self) -> None:
+            self.error = self.Error()
+            self.neighbors = {"kept": 1}
+            self.processes = {"relay": 1}
+            self.leftovers: list[str] = []
+            self.texts = ["raise", "refuse", "missing", "good"]
+
+        def _cleanup(self) -> None:
+            self.leftovers = []
+            self.error.message = ""
+
+        def _reload(self) -> object:
+            assert self.leftovers == [], "spoiled by the attempt before"
+            self.leftovers.append("half a peer")
+            self.neighbors, self.processes = {}, {}
+            match self.texts.pop(0):
+                case "raise":
+                    raise RuntimeError("line 7")
+                case "refuse":
+                    return self.error.set("line 8")
+                case "missing":
+                    return False
+            self.neighbors = {"new": 1}
+            return True
+
+    reasons: list[str] = []
+    exabgp_patches.survive_bad_reload(Configuration, reasons.append)
+    configuration = Configuration()
+    for reason in ("line 7", "line 8", "the file is missing or unreadable"):
+        assert configuration._reload() is False
+        assert str(configuration.error) == reason
+        assert (configuration.neighbors, configuration.processes) == ({"kept": 1}, {"relay": 1})
+    assert configuration._reload() is True
+    assert configuration.neighbors == {"new": 1}
+    assert reasons == ["line 7", "line 8", "the file is missing or unreadable"]
+
+
+def test_environment_keeps_exabgp_root_and_answering() -> None:
+    """What the adapter depends on is set, whatever /etc/exabgp says."""
+    values = environment(Listen("0.0.0.0", 1790))
+    assert values["exabgp_daemon_drop"] == "false"
+    assert values["exabgp_api_ack"] == "true"
+    assert values["exabgp_api_cli"] == "false"
+    assert (values["exabgp_tcp_bind"], values["exabgp_tcp_port"]) == ("0.0.0.0", "1790")
+
+
+def test_header_of_a_foreign_file_is_empty(tmp_path: Path) -> None:
+    """A missing file, or one without our lines, says nothing."""
+    assert read_header(tmp_path / "missing") == Header()
+    assert parse_header("neighbor 10.0.0.1 { }\n# cymric-listen nowhere\n") == Header()
+
+
+def test_running_labels_are_read_from_exabgps_answer() -> None:
+    """The description is the first one after each peer's name."""
+    answer = [
+        "neighbor 198.19.8.2 {",
+        '  description "cymric-1";',
+        "  router-id 198.19.8.1;",
+        "}",
+        "neighbor 198.19.8.3 {",
+        '  description "";',
+        "}",
+    ]
+    assert running_labels(answer) == {"198.19.8.2": "cymric-1", "198.19.8.3": ""}
