@@ -78,8 +78,8 @@ def _processes_mentioning(text: str) -> list[str]:
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended meanwhile
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # it ended meanwhile; or is one that root may not read: not ours
             if text.encode() in words:
                 found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found

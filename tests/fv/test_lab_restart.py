@@ -18,7 +18,7 @@ from labs.lab import DATASTORE, Lab
 from labs.network import entering, run
 from labs.probe import Dialer, Ping
 from labs.router import protocol_name
-from labs.topology import CONTROL, DAEMONS, HOST
+from labs.topology import CONTROL, DAEMONS, HOST, POD_RANGE
 from tests.support.lab_tools import pod, wait_equal, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd, pytest.mark.peers, pytest.mark.slow]
@@ -68,14 +68,39 @@ def kill(lab: Lab, group: str, name: str) -> None:
     wait_for(is_new, what=f"{group}:{name} started again", patience_s=30)
 
 
+def starts_finished(lab: Lab) -> int:
+    """How often bgpd of the node has ended its start, which is when it may remove old routes."""
+    return (lab.layout.logs / f"{NODE}-bgpd.log").read_text().count("start is over")
+
+
+def test_the_probes_would_notice_a_break(lab: Lab) -> None:
+    """Forwarding stopped for an eighth of a second: packets are missed, so nothing hides a loss."""
+    customer, database = lab.records.pod("customer"), lab.records.pod("database")
+    namespace = lab.layout.namespace(NODE)
+    with (
+        Ping(lab.layout.pod_namespace("customer"), database.address) as ping,
+        Dialer(lab.layout.pod_namespace("database"), customer.address, interval_s=0.01) as dialer,
+    ):
+        rule = ("-w", "-t", "mangle", "-d", str(POD_RANGE), "-j", "DROP")
+        run(*entering(namespace), "iptables", "-I", "FORWARD", *rule)
+        run("sleep", "0.125")
+        run(*entering(namespace), "iptables", "-D", "FORWARD", *rule)
+        pings, dials = ping.stop(), dialer.stop()
+    assert 10 < len(pings.missing) < 200
+    assert dials.missing
+
+
 @pytest.mark.parametrize("daemon", [d for d in DAEMONS if d != "exabgp"])
 def test_a_killed_daemon_costs_no_packet_and_no_session(lab: Lab, daemon: str) -> None:
     """Kill -9 a daemon of a node: no packet lost, no session lost, the same kernel state."""
     before, kernel = sessions(lab), kernels(lab)
     since = {session.name: session.since for session in lab.router.sessions()}
+    started = starts_finished(lab)
     with no_packet_lost(lab):
         kill(lab, NODE, daemon)
         checks.wait_settled(lab)
+        if daemon == "bgpd":
+            wait_for(lambda: starts_finished(lab) > started, what="end of bgpd's start")
     assert sessions(lab) == before
     assert {session.name: session.since for session in lab.router.sessions()} == since
     wait_equal(lambda: kernels(lab), kernel)
@@ -120,7 +145,7 @@ def test_killed_etcd_costs_no_packet_and_no_session(lab: Lab) -> None:
 
 def test_everything_of_a_node_killed_at_once(lab: Lab) -> None:
     """Kill -9 all daemons of a node together: no packet lost, the same state comes back."""
-    kernel = kernels(lab)
+    kernel, started = kernels(lab), starts_finished(lab)
     with no_packet_lost(lab):
         for daemon in DAEMONS:
             lab.supervisor.kill(NODE, daemon)
@@ -130,6 +155,7 @@ def test_everything_of_a_node_killed_at_once(lab: Lab) -> None:
             patience_s=30,
         )
         checks.wait_settled(lab, patience_s=30)
+        wait_for(lambda: starts_finished(lab) > started, what="end of bgpd's start")
     wait_equal(lambda: kernels(lab), kernel)
 
 

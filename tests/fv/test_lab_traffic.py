@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from ipaddress import IPv4Address
 
@@ -9,7 +10,7 @@ import pytest
 
 from labs import observe
 from labs.lab import Lab
-from labs.network import entering, run
+from labs.network import entering, inside, run
 from labs.probe import fetch_all
 from labs.router import Import
 from labs.topology import (
@@ -63,6 +64,16 @@ def test_no_encapsulation_on_the_wire(lab: Lab) -> None:
         assert packet.protocol not in ENCAPSULATIONS, packet
         if packet.protocol == UDP:
             assert not TUNNEL_PORTS.keys() & set(packet.ports), packet
+
+
+def test_the_capture_would_see_a_tunnel(lab: Lab) -> None:
+    """The capture is no blind witness: a packet of IP in IP sent on purpose is in it."""
+    with inside(lab.layout.namespace("node1")):
+        tunnel = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP)
+    with tunnel, Capture(lab) as capture:
+        tunnel.sendto(b"\x45" + bytes(19), (str(lab.records.node("node2").address), 0))
+        seen = wait_for(capture.packets, what="anything at all")
+    assert [ENCAPSULATIONS.get(packet.protocol) for packet in seen if packet.protocol == 4]
 
 
 def test_nat_outgoing_shows_the_node(lab: Lab) -> None:
