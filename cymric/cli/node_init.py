@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cymric.cli.startup import Plan
 
 _ANY_PORT = 53
+_FIRST_PATIENCE_S = 1.0
 
 
 @click.command("init")
@@ -116,16 +117,19 @@ def init(
 async def _wait_for(store: Datastore, wait_s: float) -> None:
     """Until the datastore answers; raises Unavailable when `wait_s` are over."""
     loop, backoff = asyncio.get_running_loop(), Backoff(first_s=0.2, most_s=2.0)
-    deadline = loop.time() + wait_s
+    deadline, patience_s = loop.time() + wait_s, _FIRST_PATIENCE_S
     while True:
+        left_s = deadline - loop.time()
+        if left_s <= 0:
+            raise Unavailable(f"not within {wait_s:g} s")
         try:
-            await store.get(str(ResourceKey("ClusterInformation", "default")))
-        except Unavailable as error:
+            async with asyncio.timeout(min(patience_s, left_s)):
+                await store.get(str(ResourceKey("ClusterInformation", "default")))
+        except (Unavailable, TimeoutError):
             if backoff.failures == 0:
-                output.note(f"Waiting up to {wait_s:g} s for etcd: {error}")
-            if loop.time() > deadline:
-                raise
-            await asyncio.sleep(backoff.next_s())
+                output.note(f"Waiting up to {wait_s:g} s for etcd")
+            await asyncio.sleep(min(backoff.next_s(), left_s))
+            patience_s *= 2  # it may be there and slow
         else:
             return
 
