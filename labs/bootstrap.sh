@@ -51,7 +51,7 @@ step() {
 check_machine() {
     [ "$(id -u)" -eq 0 ] || fail "this makes network namespaces: run it as root (sudo $0)"
     # shellcheck disable=SC1091
-    case "$(. /etc/os-release 2>/dev/null && echo "$ID $ID_LIKE")" in
+    case "$(. /etc/os-release 2>/dev/null && echo "${ID-} ${ID_LIKE-}")" in
     *debian*) ;;
     *) fail "this installs Debian packages, and this is not Debian" ;;
     esac
