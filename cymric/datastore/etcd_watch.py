@@ -187,7 +187,7 @@ class Watch:
         if is_refusal_of_token(reason):
             return TokenRefused(reason)
         if "permission denied" in reason:
-            # etcd 3.4 says so also when only the token is too old: believe it the second time.
+            # Early 3.4 says so also when only the token is too old: believe it the second time.
             if self._connection.login.has_user and not self._was_denied:
                 self._was_denied = True
                 return TokenRefused(reason)

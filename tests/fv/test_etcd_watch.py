@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
 from cymric.datastore import etcd_watch
-from cymric.datastore.api import Compacted, Datastore, Put, Transaction, WatchEvent, delete, put
+from cymric.datastore.api import (
+    Compacted,
+    Datastore,
+    OutcomeUnknown,
+    Put,
+    Transaction,
+    Unavailable,
+    WatchEvent,
+    delete,
+    put,
+    update,
+)
 from cymric.datastore.etcd import open_datastore
 from cymric.runtime.settings import Settings
 from tests.conftest import StartEtcd
@@ -268,7 +281,8 @@ async def test_far_behind_means_list_again(
 async def test_an_outage_costs_no_processor_time(start_etcd: StartEtcd) -> None:
     """While etcd is away, watches wait; they do not spin."""
     server = start_etcd()
-    async with client(server.endpoint) as store:
+    dead = f"http://127.0.0.1:{free_port()}"  # refused at once, so only the back-off holds us
+    async with client(server.endpoint, dead) as store:
         start = await put(store, "/a", b"1")
         async with (
             listening(store, "/a", start) as heard,
@@ -306,3 +320,36 @@ async def test_an_endpoint_that_dies_later(start_etcd: StartEtcd) -> None:
             assert (await store.get("/a")) is not None
             await put(store, "/a", b"2")
             await eventually(lambda: heard.values == [b"1", b"2"], 5)
+
+
+async def test_three_members_and_the_leader_is_killed(tmp_path: Path) -> None:
+    """The watch goes on at another member, and each write lands once, asked again if unknown."""
+    members = await asyncio.to_thread(EtcdServer.cluster, tmp_path, 3)
+    try:
+        leader = next(member for member in members if member.is_leader)
+        others = [member.endpoint for member in members if member is not leader]
+        async with client(leader.endpoint, *others) as store:
+            revision = await put(store, "/a", b"0")
+            async with listening(store, "/a", revision) as heard:
+                await eventually(lambda: heard.values == [b"0"])
+                leader.kill()
+                for value in (b"1", b"2"):
+                    revision = await swap(store, "/a", value, revision)
+                await eventually(lambda: heard.values == [b"0", b"1", b"2"])
+            assert heard.error is None
+    finally:
+        for member in members:
+            member.kill()
+
+
+async def swap(store: Datastore, key: str, value: bytes, revision: int) -> int:
+    """Compare-and-swap as callers must: after an unknown outcome, read before trying again."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await update(store, key, value, if_revision=revision)
+            except (OutcomeUnknown, Unavailable):
+                with contextlib.suppress(Unavailable):
+                    read = await store.get(key)
+                    if read is not None and read.value == value:
+                        return read.revision

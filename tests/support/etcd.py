@@ -7,6 +7,7 @@ operator) is the way tests do what an agent must not: compact, manage users.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.eventually import eventually_now
 
@@ -52,6 +54,8 @@ class EtcdServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.client_port = free_port()
         self._peer_port = free_port()
+        self._name = "test"
+        self._cluster = f"test={self._peer_url}"
 
     @property
     def endpoint(self) -> str:
@@ -59,32 +63,63 @@ class EtcdServer:
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.client_port}"
 
     @property
+    def _peer_url(self) -> str:
+        return f"http://127.0.0.1:{self._peer_port}"
+
+    @property
     def log(self) -> str:
         """What the server said so far, of all its runs."""
         return (self._directory / "etcd.log").read_text()
 
+    @classmethod
+    def cluster(cls, directory: Path, size: int, **options: Any) -> Sequence[EtcdServer]:
+        """Members of one cluster, started and healthy."""
+        members = [cls(directory / f"member{n}", **options) for n in range(size)]
+        for number, member in enumerate(members):
+            member._name = f"member{number}"
+        cluster = ",".join(f"{member._name}={member._peer_url}" for member in members)
+        for member in members:
+            member._cluster = cluster
+            member._run()
+        for member in members:
+            member.wait_until_healthy()
+        return members
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this member leads its cluster, by its own word."""
+        (answer,) = json.loads(self.etcdctl("endpoint", "status", "--write-out=json"))
+        status = answer["Status"]
+        return bool(status["leader"] == status["header"]["member_id"])
+
     def start(self) -> EtcdServer:
         """Run it and wait until it answers a read."""
+        self._run()
+        self.wait_until_healthy()
+        return self
+
+    def wait_until_healthy(self) -> None:
+        """Return when it can read and write, which in a cluster takes a majority."""
+        eventually_now(self._answers, START_TIMEOUT_S, what=f"etcd answers at {self.endpoint}")
+
+    def _run(self) -> None:
         assert self._process is None, "already running"
         self._directory.mkdir(parents=True, exist_ok=True)
-        peer = f"http://127.0.0.1:{self._peer_port}"
         arguments = [
             self._binary,
-            "--name=test",
+            f"--name={self._name}",
             f"--data-dir={self._directory / 'data'}",
             f"--listen-client-urls={self.endpoint}",
             f"--advertise-client-urls={self.endpoint}",
-            f"--listen-peer-urls={peer}",
-            f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=test={peer}",
+            f"--listen-peer-urls={self._peer_url}",
+            f"--initial-advertise-peer-urls={self._peer_url}",
+            f"--initial-cluster={self._cluster}",
             "--logger=zap",
             *self._tls_flags(),
             *self._flags,
         ]
         with (self._directory / "etcd.log").open("ab") as log:
             self._process = subprocess.Popen(arguments, stdout=log, stderr=log)
-        eventually_now(self._answers, START_TIMEOUT_S, what=f"etcd answers at {self.endpoint}")
-        return self
 
     def stop(self) -> None:
         """End it gently, if it runs; the data stays."""
