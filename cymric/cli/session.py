@@ -21,6 +21,9 @@ import yaml
 from cymric.datastore.api import Datastore
 from cymric.runtime.settings import BadSettings, Settings, load
 
+ANSWER_WITHIN_S = 3.0
+"""How long a read may take before a person is told that etcd does not answer."""
+
 CALICOCTL_FILE = Path("/etc/calico/calicoctl.cfg")
 
 _SETTING_BY_FIELD = {
@@ -65,7 +68,7 @@ class Session:
                 return await work(self.store)
             from cymric.datastore.etcd import open_datastore
 
-            async with open_datastore(self.settings()) as store:
+            async with open_datastore(self.settings(), call_s=ANSWER_WITHIN_S) as store:
                 return await work(store)
 
         return asyncio.run(connected())
