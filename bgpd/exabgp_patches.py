@@ -14,8 +14,8 @@ them, so that either alone would do in the common case.
   may forget the API process. Here the parser is cleared before and after, and what ran stays.
 - `listen_as_configured`: the listening address and port are read once, at start. Here each reload
   reads them from the file, so that a changed listen port needs no restart.
-- `retry_soon`: between attempts to connect ExaBGP waits longer and longer, up to 60 s. In a mesh one
-  side only waits, so a node that comes back would be without routes for that long.
+- `retry_soon`: between attempts to connect ExaBGP waits longer and longer, up to 60 s. In a mesh
+  one side only listens, so a node that comes back would be without routes for that long.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import pytest
 
 from bgpd.exabgp_link import Link
 from bgpd.speaker import (
+    Announcement,
     EndOfRIB,
     PathAttributes,
     RefreshBegin,
@@ -51,11 +52,13 @@ async def lab(tmp_path: Path) -> AsyncIterator[SpeakerLab]:
 async def test_routes_reach_the_peer_and_leave_it(lab: SpeakerLab) -> None:
     """Exactly what is wanted is at the peer, with its attributes, and End-of-RIB came after it."""
     bird = lab.bird("p1", PEER, routes=["198.19.20.0/26"])
-    lab.write_configuration(session(PEER))
+    lab.write_configuration()
+    lab.exabgp()
     async with Listener(lab) as listener:
         listener.speaker.advertise(PEER, wanted(A, B, local_pref=200, communities=((65001, 7),)))
-        lab.exabgp()
-        await eventually(lambda: listener.is_settled(PEER), 15)
+        await eventually(lambda: listener.speaker.status().connected)
+        lab.write_configuration(session(PEER))  # with a listener from the first moment on
+        await eventually(lambda: listener.is_settled(PEER), 20)
         await eventually(lambda: bird.routes().keys() == {A, B})
         assert "BGP.local_pref: 200" in bird.routes()[A]
         assert "(65001,7)" in bird.routes()[A]
@@ -68,11 +71,11 @@ async def test_routes_reach_the_peer_and_leave_it(lab: SpeakerLab) -> None:
         await eventually(lambda: listener.told(EndOfRIB, PEER))
         (up,) = listener.told(SessionUp)
         assert (up.asn, up.restart_time_s, up.route_refresh) == (OUR_ASN, 120, True)
-        if not up.resumed:
-            (received,) = [e for e in listener.told(RoutesReceived) if e.announced]
-            assert received.announced[0].prefix == "198.19.20.0/26"
-            assert received.announced[0].next_hop == PEER
-            assert received.announced[0].attributes == PathAttributes(local_pref=100)
+        assert not up.resumed
+        (received,) = [e for e in listener.told(RoutesReceived) if e.announced]
+        assert received.announced == (
+            Announcement("198.19.20.0/26", PEER, PathAttributes(local_pref=100)),
+        )
 
 
 async def test_external_session_prepends_once(lab: SpeakerLab) -> None:
