@@ -22,6 +22,7 @@ import structlog
 from cymric.datastore.api import Datastore
 from cymric.datastore.etcd import open_datastore
 from cymric.datastore.syncer import Syncer, Update
+from cymric.kernel.addresses import ipv4_by_interface
 from cymric.kernel.command import Commands, HostCommands
 from cymric.kernel.netlink import Netlink
 from cymric.kernel.routes import RouteTable
@@ -150,7 +151,7 @@ def build_drivers(
     )
     return Drivers(
         config=config,
-        links=links,
+        addresses=ipv4_by_interface,
         interfaces=interfaces,
         ipsets=IPSets(
             commands,

@@ -84,6 +84,7 @@ class EndpointManager:
         self._status = status
         self._endpoints: dict[str, Endpoint] = {}
         self._configured: dict[str, _Configured] = {}
+        self._configured_before: dict[str, _Configured] = {}
         self._refused: frozenset[Network] = frozenset()
 
     def want(self, desired: Desired) -> None:
@@ -162,8 +163,9 @@ class EndpointManager:
 
     async def _configure(self) -> bool:
         is_done = True
-        for name in self._configured.keys() - self._endpoints.keys():
-            del self._configured[name]
+        for name in self._configured_before.keys() - self._endpoints.keys():
+            self._configured.pop(name, None)
+            del self._configured_before[name]
         for name, endpoint in self._endpoints.items():
             link = self._interfaces.get(name)
             if link is None or not link.is_up:
@@ -172,26 +174,27 @@ class EndpointManager:
                 continue
             try:
                 self._sysctls.configure_workload(name)
-                await self._set_neighbours(link.index, endpoint)
+                await self._set_neighbours(link, endpoint)
             except OSError as error:
                 if error.errno not in (*_LINK_ERRORS, errno.ENOENT):
                     is_done = False
                     log.warning("interface not configured", interface=name, error=str(error))
                 continue
             self._configured[name] = _Configured(link.index, endpoint)
+            self._configured_before[name] = self._configured[name]
         return is_done
 
-    async def _set_neighbours(self, index: int, endpoint: Endpoint) -> None:
-        """Raises KernelError (an OSError)."""
-        if not endpoint.mac:
-            return
-        wanted = set(endpoint.addresses)
-        for entry in await self._links.neighbours(index):
-            if not isinstance(entry.address, IPv4Address):
-                continue
-            if entry.is_permanent and entry.mac.lower() == endpoint.mac:
-                wanted.discard(entry.address)
-            if entry.is_permanent and entry.address not in endpoint.addresses:
-                await self._links.remove_neighbour(index, entry.address)
-        for address in wanted:
-            await self._links.set_neighbour(index, address, endpoint.mac)
+    async def _set_neighbours(self, link: Link, endpoint: Endpoint) -> None:
+        """Raises KernelError (an OSError).
+
+        Entries are written without reading first: the kernel lists all neighbours of a node or
+        none, and there are as many as pods.
+        """
+        before = self._configured_before.get(endpoint.interface)
+        if before is not None and before.index == link.index:
+            for address in before.endpoint.addresses:
+                if address not in endpoint.addresses:
+                    await self._links.remove_neighbour(link.index, address)
+        if endpoint.mac:
+            for address in endpoint.addresses:
+                await self._links.set_neighbour(link.index, address, endpoint.mac)

@@ -21,7 +21,7 @@ from ipaddress import IPv4Address
 import structlog
 
 from cymric.kernel.command import CommandFailed
-from cymric.kernel.links import Link, Links
+from cymric.kernel.links import Link
 from cymric.runtime.pacing import Backoff, Kick
 from felix import metrics
 from felix.calc.config import FelixConfig
@@ -30,6 +30,7 @@ from felix.dataplane import pools
 from felix.dataplane.conntrack import Conntrack
 from felix.dataplane.endpoints import GRACE_S, EndpointManager
 from felix.dataplane.interfaces import Interfaces
+from felix.dataplane.pools import AddressesByInterface
 from felix.dataplane.sysctls import Sysctls
 from felix.ipset.sets import IPSets
 from felix.iptables.table import Table
@@ -72,7 +73,7 @@ class Drivers:
     """All that writes to the kernel, built for one FelixConfig."""
 
     config: FelixConfig
-    links: Links
+    addresses: Callable[[], AddressesByInterface]
     interfaces: Interfaces
     ipsets: IPSets
     tables: Mapping[str, Table]
@@ -99,7 +100,6 @@ class Dataplane:
         self._clock = clock
         self._on_applied = on_applied
         self._applied: Desired | None = None
-        self._hosts: frozenset[str] | None = None
         self._interface_by_address: dict[IPv4Address, str] = {}
         self._backoff = Backoff(first_s=0.1, most_s=5.0)
         self._retry_at_s = NEVER
@@ -113,8 +113,6 @@ class Dataplane:
                 # Routes on it that nobody wants may be removed when it is no longer new.
                 self._routes_due_s = min(self._routes_due_s, self._clock() + GRACE_S)
             self._kick()
-        else:
-            self._hosts = None
 
     async def run(self) -> None:
         """Keep the kernel as wanted until cancelled. Raises ConfigChanged, DataplaneFailed."""
@@ -181,9 +179,8 @@ class Dataplane:
 
     async def _apply(self, desired: Desired, tasks: asyncio.TaskGroup) -> bool:
         drivers = self._drivers
-        if desired is not self._applied or self._hosts is None:
-            self._hosts = await pools.host_addresses(drivers.links, drivers.interfaces, desired)
-            drivers.ipsets.want(pools.sets(desired, self._hosts))
+        if desired is not self._applied:
+            drivers.ipsets.want(pools.sets(desired, drivers.addresses()))
             drivers.endpoints.want(desired)
             for name, content in contents(desired).items():
                 drivers.tables[name].want(content)
@@ -227,7 +224,7 @@ class Dataplane:
         if self._routes_due_s <= now_s:
             interval_s = drivers.config.route_refresh_interval_s
             self._routes_due_s = now_s + interval_s if interval_s else NEVER
-            self._hosts = None
+            drivers.ipsets.want(pools.sets(self._desired(), drivers.addresses()))
             drivers.endpoints.check_soon()
             self._kick()
         if self._status_due_s <= now_s:

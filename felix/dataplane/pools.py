@@ -6,34 +6,27 @@ datastore.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface
+from collections.abc import Mapping
+from ipaddress import IPv4Address
 
-from cymric.kernel.links import Links, NoSuchLink
 from felix.calc.values import Desired
-from felix.dataplane.interfaces import Interfaces
 from felix.ipset.sets import IPSet
 from felix.rules.names import ALL_HOSTS, MASQUERADE_POOLS, NETWORK_POOLS, THIS_HOST
 
+AddressesByInterface = Mapping[str, frozenset[IPv4Address]]
 
-def sets(desired: Desired, host_addresses: frozenset[str]) -> tuple[IPSet, ...]:
-    """All sets that a node needs."""
+
+def sets(desired: Desired, addresses: AddressesByInterface) -> tuple[IPSet, ...]:
+    """All sets that a node needs; `addresses` are those of all its interfaces."""
+    own = frozenset(
+        str(address)
+        for name, found in addresses.items()
+        if not desired.config.is_workload_interface(name)
+        for address in found
+    )
     return (
         IPSet(NETWORK_POOLS, desired.pools),
         IPSet(MASQUERADE_POOLS, desired.masquerade_pools),
         IPSet(ALL_HOSTS, desired.hosts),
-        IPSet(THIS_HOST, host_addresses, type="hash:ip"),
+        IPSet(THIS_HOST, own, type="hash:ip"),
     )
-
-
-async def host_addresses(links: Links, interfaces: Interfaces, desired: Desired) -> frozenset[str]:
-    """The IPv4 addresses of the host itself. Raises KernelError."""
-    found: set[str] = set()
-    for link in interfaces.all():
-        if desired.config.is_workload_interface(link.name):
-            continue
-        try:
-            addresses = await links.addresses(link.index)
-        except NoSuchLink:
-            continue
-        found |= {str(one.ip) for one in addresses if isinstance(one, IPv4Interface)}
-    return frozenset(found)

@@ -98,7 +98,7 @@ class Node:
         }
         drivers = Drivers(
             config=config,
-            links=self.links,
+            addresses=lambda: {"up0": frozenset([IPv4Address("198.19.0.2")])},
             interfaces=interfaces,
             ipsets=IPSets(self.commands, clock=self.clock),
             tables=tables,
