@@ -79,7 +79,7 @@ def test_a_released_block_leaves_every_kernel(lab: Lab) -> None:
     lab.etcdctl("del", f"/calico/ipam/v2/host/control/ipv4/block/{name}")
     for machine in ("control", "node1", "node2", "host1"):
         wait_for(
-            lambda machine=machine: all(
+            lambda machine=machine: all(  # type: ignore[misc]
                 route.prefix != block.cidr for route in observe.routes(lab, machine)
             ),
             what=f"{block.cidr} gone from {machine}",
