@@ -31,6 +31,8 @@ POLL_S = 0.25
 QUIET_S = 5.0
 LEAVE_S = 5.0
 EFFECT_S = 5.0
+RECHECK_S = 300.0
+"""Nothing but a reload changes what runs, and ExaBGP's answer is long: some 60 lines a peer."""
 
 log = structlog.get_logger()
 
@@ -105,7 +107,7 @@ class Reloader:
                     self._backoff.succeeded()
                 seen = now
                 is_done = await self._follow(read_header(self._path))
-                not_before_s = clock() + (60.0 if is_done else self._backoff.next_s())
+                not_before_s = clock() + (RECHECK_S if is_done else self._backoff.next_s())
                 self.status.failures = self._backoff.failures
             await asyncio.sleep(POLL_S)
 
@@ -146,7 +148,7 @@ class Reloader:
             await asyncio.sleep(POLL_S)
 
     async def _running(self) -> dict[str, str]:
-        reply = await self._ask("show neighbor configuration", alone=True)
+        reply = await self._ask("show neighbor configuration")
         return running_labels(list(reply.lines))
 
     async def _until(self, is_true: Callable[[], bool], timeout_s: float) -> bool:
