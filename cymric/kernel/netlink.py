@@ -1,9 +1,13 @@
-"""Links, addresses and neighbours of one network namespace, through pyroute2.
+"""Links, addresses and neighbours of one network namespace, through netlink.
 
-One `Netlink` is one socket, bound for ever to the namespace it was opened in. pyroute2's own way
-into another namespace forks a helper for each socket; ours visits the namespace for the moment of
-opening (`namespace.visiting`). Calls may overlap; removing a link occupies the loop for as long as
-the kernel needs (some 20 ms). Only this file knows pyroute2.
+One `Netlink` is bound for ever to the namespace it was opened in, by visiting that for the moment
+of opening a socket (`namespace.visiting`); pyroute2's own way would fork a helper for each socket.
+Calls may overlap. The kernel works on a request while it is being sent, so removing a link occupies
+the loop for as long as that takes (some 20 ms).
+
+What is done for every pod goes as packed messages over a socket of our own (`link_messages.py`);
+listing and watching, where the library's decoding earns its price, through pyroute2, which only
+this file knows.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Any
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from cymric.kernel import link_messages as packed
 from cymric.kernel.links import (
     EventsLost,
     KernelError,
@@ -32,15 +37,16 @@ from cymric.kernel.links import (
     kernel_error,
 )
 from cymric.kernel.namespace import visiting
+from cymric.kernel.rtnetlink import RT_TABLE_MAIN, Message, messages, parse_error
 from cymric.model.net import Address, Interface
 
 _RTMGRP_LINK = 1
 _IFF_UP = 0x1
 _IFF_LOWER_UP = 0x10000
 _NUD_PERMANENT = 0x80
-_RT_TABLE_MAIN = 254
-_RT_SCOPE_LINK = 253
-_RTPROT_BOOT = 3
+_SOL_NETLINK, _NETLINK_EXT_ACK = 270, 11
+_ANSWER_TIMEOUT_S = 2.0
+_MOST_BYTES = 65536
 
 
 class Netlink:
@@ -48,50 +54,51 @@ class Netlink:
 
     def __init__(self, namespace: int | None = None) -> None:
         self._namespace = namespace
-        self._ipr = _open_socket(namespace)
+        self._requests = _Requests(namespace)
+        self._ipr: Any = None
 
     def close(self) -> None:
-        """Let go of the socket."""
-        self._ipr.close()
+        """Let go of the sockets."""
+        self._requests.close()
+        if self._ipr is not None:
+            self._ipr.close()
+
+    @property
+    def _library(self) -> Any:
+        if self._ipr is None:
+            self._ipr = _open_socket(self._namespace)
+        return self._ipr
 
     async def all(self) -> tuple[Link, ...]:
         """Every link."""
-        return tuple(map(_link, await _ask("list links", self._ipr.link("dump"))))
+        return tuple(map(_link, await _ask("list links", self._library.link("dump"))))
 
     async def get(self, name: str) -> Link | None:
         """The link of that name, or None."""
         try:
-            found = await _ask(f"look up link {name}", self._ipr.link("get", ifname=name))
+            payload = self._requests.ask(f"look up link {name}", packed.get_link(name))
         except NoSuchLink:
             return None
-        return _link(found[0])
+        return packed.parse_link(payload)
 
     async def create_veth(self, pair: VethPair) -> None:
         """Create the pair, both ends down. Raises AlreadyThere if either name is taken."""
-        peer: dict[str, Any] = {"ifname": pair.peer_name, "net_ns_fd": pair.peer_namespace}
-        request: dict[str, Any] = {"ifname": pair.name, "kind": "veth", "peer": peer}
-        if pair.mtu:
-            request["mtu"] = peer["mtu"] = pair.mtu
-        if pair.mac:
-            request["address"] = pair.mac
-        if pair.peer_mac:
-            peer["address"] = pair.peer_mac
-        await _ask(
-            f"create veth {pair.name} with peer {pair.peer_name}",
-            self._ipr.link("add", **request),
-        )
+        what = f"create veth {pair.name} with peer {pair.peer_name}"
+        self._requests.ask(what, packed.create_veth(pair))
 
     async def set_up(self, index: int) -> None:
         """Switch a link on. Raises NoSuchLink."""
-        await _ask(f"switch on link {index}", self._ipr.link("set", index=index, state="up"))
+        self._requests.ask(f"switch on link {index}", packed.set_up(index))
 
     async def delete(self, index: int) -> None:
         """Remove a link and, of a veth, its peer. Raises NoSuchLink."""
-        await _ask(f"remove link {index}", self._ipr.link("del", index=index))
+        self._requests.ask(f"remove link {index}", packed.delete_link(index))
 
     async def addresses(self, index: int) -> tuple[Interface, ...]:
         """The addresses of a link, both families."""
-        found = await _ask(f"list addresses of link {index}", self._ipr.addr("dump", index=index))
+        found = await _ask(
+            f"list addresses of link {index}", self._library.addr("dump", index=index)
+        )
         return tuple(
             ip_interface(f"{message.get('local') or message.get('address')}/{message['prefixlen']}")
             for message in found
@@ -100,44 +107,30 @@ class Netlink:
 
     async def add_address(self, index: int, address: Interface) -> None:
         """Give a link an address. Raises AlreadyThere, NoSuchLink."""
-        await _ask(
-            f"add address {address} to link {index}",
-            self._ipr.addr(
-                "add",
-                index=index,
-                address=str(address.ip),
-                prefixlen=address.network.prefixlen,
-            ),
-        )
+        what = f"add address {address} to link {index}"
+        self._requests.ask(what, packed.add_address(index, address))
 
     async def routes(self, index: int) -> tuple[LinkRoute, ...]:
         """The main table's IPv4 routes over a link."""
         found = await _ask(
             f"list routes of link {index}",
-            self._ipr.route("dump", family=socket.AF_INET, table=_RT_TABLE_MAIN, oif=index),
+            self._library.route("dump", family=socket.AF_INET, table=RT_TABLE_MAIN, oif=index),
         )
         return tuple(
             _route(message)
             for message in found
-            if message.get("oif") == index and message.get("table") == _RT_TABLE_MAIN
+            if message.get("oif") == index and message.get("table") == RT_TABLE_MAIN
         )
 
     async def add_route(self, route: LinkRoute) -> None:
         """Add a route. Raises AlreadyThere, NoSuchLink."""
-        request: dict[str, Any] = {"dst": str(route.destination), "oif": route.index}
-        if route.gateway is None:
-            request["scope"] = _RT_SCOPE_LINK
-        else:
-            request["gateway"] = str(route.gateway)
-        await _ask(
-            f"add route {route.destination} over link {route.index}",
-            self._ipr.route("add", proto=_RTPROT_BOOT, table=_RT_TABLE_MAIN, **request),
-        )
+        what = f"add route {route.destination} over link {route.index}"
+        self._requests.ask(what, packed.add_route(route))
 
     async def neighbours(self, index: int) -> tuple[Neighbour, ...]:
         """The neighbour entries of a link that have a MAC, learned ones too."""
         found = await _ask(
-            f"list neighbours of link {index}", self._ipr.neigh("dump", ifindex=index)
+            f"list neighbours of link {index}", self._library.neigh("dump", ifindex=index)
         )
         return tuple(
             Neighbour(
@@ -151,20 +144,14 @@ class Netlink:
 
     async def set_neighbour(self, index: int, address: Address, mac: str) -> None:
         """Make `address` permanently `mac` on a link, whatever was known before."""
-        await _ask(
-            f"set neighbour {address} to {mac} on link {index}",
-            self._ipr.neigh(
-                "replace", dst=str(address), lladdr=mac, ifindex=index, state=_NUD_PERMANENT
-            ),
-        )
+        what = f"set neighbour {address} to {mac} on link {index}"
+        self._requests.ask(what, packed.set_neighbour(index, address, mac))
 
     async def remove_neighbour(self, index: int, address: Address) -> None:
         """Forget an entry; a missing one is not an error."""
+        what = f"remove neighbour {address} from link {index}"
         try:
-            await _ask(
-                f"remove neighbour {address} from link {index}",
-                self._ipr.neigh("del", dst=str(address), ifindex=index),
-            )
+            self._requests.ask(what, packed.remove_neighbour(index, address))
         except KernelError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
                 raise
@@ -175,6 +162,45 @@ class Netlink:
         events = _open_socket(self._namespace)
         await events.bind(groups=_RTMGRP_LINK)
         return _Changes(events)
+
+
+class _Requests:
+    """One request at a time over a plain socket.
+
+    The kernel has answered when `send` returns, so nothing here waits: no await, no timer.
+    """
+
+    def __init__(self, namespace: int | None) -> None:
+        with visiting(namespace) if namespace is not None else nullcontext():
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        self._socket.settimeout(_ANSWER_TIMEOUT_S)
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def ask(self, what: str, request: bytes) -> bytes:
+        """The payload of the answer, empty for a mere acknowledgement. Raises KernelError."""
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        try:
+            self._socket.send(packed.numbered(request, self._sequence))
+            while True:
+                for kind, flags, sequence, payload in messages(self._socket.recv(_MOST_BYTES)):
+                    if sequence != self._sequence:
+                        continue  # the late answer to a request given up
+                    if kind != Message.ERROR:
+                        return payload
+                    code, said = parse_error(flags, payload)
+                    if code:
+                        plain = os.strerror(code)
+                        raise kernel_error(code, what, f"{said} ({plain})" if said else plain)
+                    return b""
+        except KernelError:
+            raise
+        except OSError as error:
+            code = error.errno or errno.EIO
+            raise kernel_error(code, what, error.strerror or str(error)) from error
 
 
 class _Changes:
