@@ -72,7 +72,10 @@ async def _show_configuration(store: Datastore) -> None:
     read = await store.get(str(key))
     config = DEFAULT_IPAM_CONFIG
     if read is not None:
-        config = codec.decode_as(IPAMConfig, read.value)
+        decoded = codec.decode(read.key, read.value)
+        assert decoded is not None
+        assert isinstance(decoded[1], IPAMConfig)
+        config = decoded[1]
     rows = [
         ("StrictAffinity", str(config.strict_affinity).lower()),
         ("AutoAllocateBlocks", str(config.auto_allocate_blocks).lower()),

@@ -14,6 +14,7 @@ Heavy modules (gRPC, rich, pyroute2) are imported inside the commands that need 
 
 from __future__ import annotations
 
+import errno
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from cymric.cli.manifest import BadManifest
 from cymric.cli.objects import ObjectError
 from cymric.cli.session import Session
 from cymric.datastore import api
+from cymric.model.codec import Malformed
 from cymric.runtime.settings import BadSettings
+from ipam.errors import IPAMError
 
 _SECRETS = ("etcd_password",)
 
@@ -58,7 +61,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except (UnknownKind, BadSettings) as error:
             raise Misused(str(error)) from error
-        except (BadManifest, ObjectError) as error:
+        except (BadManifest, ObjectError, IPAMError, Malformed) as error:
             raise Refused(str(error)) from error
         except api.OutcomeUnknown as error:
             raise NoDatastore(
@@ -69,6 +72,10 @@ class _Group(click.Group):
             raise NoDatastore(f"etcd does not answer at {endpoints}: {error}") from error
         except api.DatastoreError as error:
             raise NoDatastore(f"etcd refused: {_told(error)}") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # whoever reads our output has had enough: click ends quietly
+            raise Refused(str(error)) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -135,8 +135,7 @@ def delete(
     _refuse_read_only(targets, "deleted")
 
     async def remove(objects: Objects, target: Target) -> None:
-        version = target.tree.get("metadata", {}).get("resourceVersion", "")
-        await removal.remove(objects, target.key, int(version) if version else None)
+        await removal.remove(objects, target.key, _revision_seen(target.tree))
 
     _work(session, "deleted", targets, remove, (NotFound,) if skip_not_exists else ())
 
@@ -223,6 +222,16 @@ def _target_of(found: manifest.Found, namespace: str) -> Target:
         metadata = {**metadata, "namespace": inside}
     tree = {**found.tree, "kind": kind.name, "metadata": metadata}
     return Target(kind, ResourceKey(kind.name, str(metadata.get("name", "")), inside), tree)
+
+
+def _revision_seen(tree: Tree) -> int | None:
+    """The revision that a file says it was made from; None if it does not say."""
+    version = tree.get("metadata", {}).get("resourceVersion", "")
+    if not version:
+        return None
+    if not str(version).isdecimal():
+        raise ObjectError(f"metadata.resourceVersion: {version!r} is no revision")
+    return int(version)
 
 
 def _read(filename: str) -> list[manifest.Found]:

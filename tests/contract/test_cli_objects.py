@@ -21,7 +21,8 @@ from cymric.cli.main import cli
 from cymric.cli.session import Session
 from cymric.datastore import api
 from cymric.datastore.memory import MemoryDatastore
-from tests.support.etcd import EtcdServer
+from tests.conftest import StartEtcd
+from tests.support.etcd import EtcdServer, make_certificates
 
 RESOURCES = "/calico/resources/v3/projectcalico.org"
 POOL = f"{RESOURCES}/ippools/main"
@@ -401,6 +402,44 @@ def test_deleting_a_node_takes_along_what_is_its(cymric: Cymric) -> None:
     assert cymric.ok("get", "node", "-o", "name") == "node/node2\n"
     for key in (BLOCK, AFFINITY, "/calico/ipam/v2/handle/h"):
         assert cymric.raw.get(key) is None, key
+
+
+def test_a_malformed_claim_is_no_obstacle(cymric: Cymric) -> None:
+    """A claim that cannot be read goes with its pool; a block that cannot be read is told by key."""
+    cymric.ok("apply", "-f", "-", stdin=pool())
+    cymric.raw.put(BLOCK, block("node1", used=False))
+    cymric.raw.put(AFFINITY, '{"state":"bogus"}')
+    other = BLOCK.replace("10.244.0.0", "10.244.0.64")
+    cymric.raw.put(other, "{}")
+    result = cymric("delete", "ippool", "main")
+    assert result.exit_code == 0, result.output
+    assert other in result.stderr
+    assert [cymric.raw.get(key) for key in (POOL, BLOCK, AFFINITY)] == [None] * 3
+
+
+def test_a_resource_version_is_a_revision(cymric: Cymric) -> None:
+    """A resourceVersion that is no number is refused in words."""
+    tree = resource("Node", "n1", {}, resourceVersion="latest")
+    assert "'latest' is no revision" in cymric.refused("delete", "-f", "-", stdin=tree)
+
+
+@pytest.mark.etcd
+def test_certificates_in_calicoctls_file(start_etcd: StartEtcd, tmp_path: Path) -> None:
+    """The configuration file of calicoctl leads to an etcd that wants certificates."""
+    files = make_certificates(tmp_path / "tls")
+    server = start_etcd(tls=files)
+    spec = {
+        "etcdEndpoints": server.endpoint,
+        "etcdCACertFile": str(files.ca_cert),
+        "etcdCertFile": str(files.client_cert),
+        "etcdKeyFile": str(files.client_key),
+    }
+    path = tmp_path / "calicoctl.cfg"
+    path.write_text(yaml.safe_dump({"kind": "CalicoAPIConfig", "spec": spec}))
+    cymric = Cymric(_InEtcd(server), Session(environ={}))
+    cymric.ok("--config", str(path), "apply", "-f", "-", stdin=resource("Node", "n1", {}))
+    assert cymric.ok("-c", str(path), "get", "node", "-o", "name") == "node/n1\n"
+    assert cymric.stored(f"{RESOURCES}/nodes/n1")["kind"] == "Node"
 
 
 def test_peers_name_existing_filters(cymric: Cymric) -> None:
