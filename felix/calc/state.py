@@ -60,6 +60,7 @@ class Calculation:
         self._node_name = node_name
         self._environment: Source = from_environment(environment)
         self._objects: dict[str, dict[ResourceKey, object]] = {kind: {} for kind in KINDS}
+        self._endpoint_by_key: dict[ResourceKey, Endpoint] = {}
         self._others: set[ResourceKey] = set()
         self._desired: Desired | None = None
 
@@ -71,6 +72,7 @@ class Calculation:
         if isinstance(value, WorkloadEndpoint) and value.spec.node != self._node_name:
             # Endpoints of other nodes are counted only; a large cluster has very many.
             self._others.add(key)
+            self._endpoint_by_key.pop(key, None)
             if objects.pop(key, None) is not None:
                 self._desired = None
             return
@@ -78,8 +80,11 @@ class Calculation:
         before = objects.get(key)
         if value is None:
             objects.pop(key, None)
+            self._endpoint_by_key.pop(key, None)
         else:
             objects[key] = value
+            if isinstance(value, WorkloadEndpoint):
+                self._endpoint_by_key[key] = _to_endpoint(value)
         if before != value:
             self._desired = None
 
@@ -154,8 +159,7 @@ class Calculation:
 
     def _endpoints(self, config: FelixConfig, problems: list[Problem]) -> tuple[Endpoint, ...]:
         by_interface: dict[str, Endpoint] = {}
-        candidates = (_to_endpoint(item) for item in self._of("WorkloadEndpoint", WorkloadEndpoint))
-        for endpoint in sorted(candidates, key=lambda item: str(item.id)):
+        for endpoint in sorted(self._endpoint_by_key.values(), key=lambda item: str(item.id)):
             if reason := _why_not(endpoint, config):
                 problems.append(Problem(f"WorkloadEndpoint {endpoint.id}", reason))
             elif (first := by_interface.setdefault(endpoint.interface, endpoint)) is not endpoint:
