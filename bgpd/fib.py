@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import structlog
 from prometheus_client import Counter, Gauge
@@ -44,14 +45,20 @@ def desired_routes(
     loc_rib: Mapping[Network, Choice], aggregates: Iterable[Network]
 ) -> dict[Network, Route]:
     """All kernel routes that bgpd wants. An own block is never overridden by a received path."""
-    by_gateway: dict[Address, Route] = {}
     routes: dict[Network, Route] = {}
+    last: Address | None = None
     for prefix, choice in loc_rib.items():
         gateway = choice.path.next_hop
-        if gateway not in by_gateway:
-            by_gateway[gateway] = via(gateway, metric=ROUTE_PRIORITY)
-        routes[prefix] = by_gateway[gateway]
+        if gateway is not last:  # mostly it is, and looking up an address is slow
+            last, route = gateway, _through(gateway)
+        routes[prefix] = route
     return routes | dict.fromkeys(aggregates, blackhole(metric=ROUTE_PRIORITY))
+
+
+@lru_cache(maxsize=4096)
+def _through(gateway: Address) -> Route:
+    """The same object for the same gateway, so that comparing tables is comparing identities."""
+    return via(gateway, metric=ROUTE_PRIORITY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ class Router:
         self._policy: ImportPolicy | None = None
         self._is_view_dirty = True
         self._was_over = False
+        self._peers: dict[str, Peer] = {}
         self._told: dict[str, Mapping[str, Announcement]] = {}
 
     # --- noticing ---------------------------------------------------------------------------
@@ -156,15 +157,14 @@ class Router:
         if session is None:
             log.warning("session with a peer that is not configured", peer=event.peer)
             return
-        self.rib.name_peer(event.peer, _peer(session, event))
+        self._name_peer(session, event)
         self._do(event.peer, self.restarts.on_session_up(event, now_s))
 
     def _receive(self, event: RoutesReceived, now_s: float) -> None:
-        session, up = self.sessions.get(event.peer), self.up.get(event.peer)
-        if session is None or up is None:
+        peer = self._peers.get(event.peer)
+        if peer is None or event.peer not in self.up:
             return
         self.restarts.on_routes(event.peer, now_s)
-        peer = _peer(session, up)
         self.rib.receive(
             event.peer,
             announced=[
@@ -173,6 +173,17 @@ class Router:
             ],
             withdrawn=map(to_prefix, event.withdrawn),
         )
+
+    def _name_peer(self, session: Session, up: SessionUp) -> None:
+        """Know who sends what comes from this session, and who sent what it told already."""
+        self._peers[up.peer] = Peer(
+            address=session.peer_address,
+            asn=session.peer_asn,
+            local_asn=session.local_asn,
+            router_id=parse_address(up.router_id) if up.router_id else None,
+            node=session.peer_node,
+        )
+        self.rib.name_peer(up.peer, self._peers[up.peer])
 
     def _lose_sessions(self, now_s: float) -> None:
         self.up.clear()
@@ -260,13 +271,14 @@ class Router:
         self.sessions = sessions
         for peer in self.restarts.expect(sessions.keys()):
             self._do(peer, (Action.DROP,))
-        for peer in self._told.keys() - sessions.keys():
-            del self._told[peer]
+        for known in (self._told, self._peers):
+            for peer in known.keys() - sessions.keys():
+                del known[peer]
         for peer, event in tuple(self.up.items()):
             if peer in new:  # it was up before we were told to care: what it said is lost
                 self._session_up(replace(event, resumed=True), now_s)
             elif peer in sessions:
-                self.rib.name_peer(peer, _peer(sessions[peer], event))
+                self._name_peer(sessions[peer], event)
 
     def _advertise(self, prefixes: dict[Network, Why]) -> None:
         for prefix in prefixes.keys() - self.advertising.keys():
@@ -279,16 +291,6 @@ class Router:
             if self._told.get(peer) != routes:
                 self._told[peer] = routes
                 self._speaker.advertise(peer, routes)
-
-
-def _peer(session: Session, up: SessionUp) -> Peer:
-    return Peer(
-        address=session.peer_address,
-        asn=session.peer_asn,
-        local_asn=session.local_asn,
-        router_id=parse_address(up.router_id) if up.router_id else None,
-        node=session.peer_node,
-    )
 
 
 @lru_cache(maxsize=4096)
