@@ -96,11 +96,13 @@ install_packages() {
     step "Install ${missing[*]}" \
         apt-get -q install -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"
     release_services
-    for unit in "${units[@]}"; do
-        [[ "$were_here" == *" $unit "* ]] || [ ! -e "/lib/systemd/system/$unit" ] ||
-            systemctl --quiet disable "$unit" >>"$install_log" 2>&1 ||
-            say "note    $unit could not be disabled; it may start with the machine"
-    done
+    if command -v systemctl >/dev/null; then
+        for unit in "${units[@]}"; do
+            [[ "$were_here" == *" $unit "* ]] || [ ! -e "/lib/systemd/system/$unit" ] ||
+                systemctl --quiet disable "$unit" >>"$install_log" 2>&1 ||
+                say "note    $unit could not be disabled; it may start with the machine"
+        done
+    fi
     mapfile -t missing < <(missing_packages)
     [ "${#missing[@]}" -eq 0 ] || fail "still missing after the installation: ${missing[*]}"
 }
