@@ -97,30 +97,29 @@ def _inside() -> list[Row]:
 
 
 def _starts(directory: Path, environ: dict[str, str]) -> dict[str, list[Start]]:
-    starts: dict[str, list[Start]] = {}
-
-    def measured(name: str, command: Sequence[str], is_ready: Callable[[], bool]) -> None:
-        log = directory / f"{name}.log"
-        rounds = [_once(command, environ, is_ready, log) for _ in range(ROUNDS)]
-        starts[name] = rounds
-
-    socket = directory / "run" / "speaker.sock"
-    measured("floor", [sys.executable, "-c", "pass"], lambda: False)
-    for name in ("confd", "exabgp", "bgpd", "felix", "cnid"):  # confd first: it writes for exabgp
-        command = [sys.executable, "-m", PROGRAMS[name]]
-        if name == "exabgp":
-            rounds = []
-            for _ in range(ROUNDS):
-                socket.unlink(missing_ok=True)
-                rounds.append(_once(command, environ, socket.is_socket, directory / "exabgp.log"))
-            starts[name] = rounds
-        else:
-            measured(name, command, lambda port=PORTS[name]: _answers(port))  # type: ignore[misc]
-    control = directory / "bird.ctl"
+    """Every program, started in turn, round after round: what else the machine does hits all."""
+    relay, control = directory / "run" / "speaker.sock", directory / "bird.ctl"
     configuration = directory / "bird.conf"
     configuration.write_text(_BIRD)
-    command = ["bird", "-f", "-c", str(configuration), "-s", str(control)]
-    measured("BIRD", command, lambda: _bird_answers(control))
+    signs: dict[str, Callable[[], bool]] = {
+        "floor": lambda: False,
+        "confd": lambda: _answers(PORTS["confd"]),
+        "exabgp": relay.is_socket,  # after confd, which writes its configuration
+        "bgpd": lambda: _answers(PORTS["bgpd"]),
+        "felix": lambda: _answers(PORTS["felix"]),
+        "cnid": lambda: _answers(PORTS["cnid"]),
+        "BIRD": lambda: _bird_answers(control),
+    }
+    commands = {name: [sys.executable, "-m", module] for name, module in PROGRAMS.items()}
+    commands["floor"] = [sys.executable, "-c", "pass"]
+    commands["BIRD"] = ["bird", "-f", "-c", str(configuration), "-s", str(control)]
+    starts: dict[str, list[Start]] = {name: [] for name in signs}
+    for _ in range(ROUNDS):
+        for name, is_ready in signs.items():
+            for left_behind in (relay, control):
+                left_behind.unlink(missing_ok=True)
+            log = directory / f"{name}.log"
+            starts[name].append(_once(commands[name], environ, is_ready, log))
     return starts
 
 
