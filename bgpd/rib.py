@@ -35,7 +35,6 @@ class Rejection(StrEnum):
     INSIDE_OWN_BLOCK = "inside a block of this node"
     NOT_BORROWED = "address in a block of this node, not borrowed by the announcing node"
     LOCAL_WORKLOAD = "address of a workload on this node"
-    OVER_LIMIT = "more prefixes than a peer may announce"
 
 
 Judge = Callable[[Path], Rejection | None]

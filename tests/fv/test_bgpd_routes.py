@@ -40,11 +40,12 @@ class Lab(SpeakerLab):
     """Our node `us`, a mesh node `other` played by BIRD, and a router of another AS."""
 
     store: MemoryDatastore
+    node_name = "us"
 
     @property
     def namespace(self) -> str:
         """Where our node lives."""
-        return f"{self.name}-us"
+        return f"{self.name}-{self.node_name}"
 
     def kernel(self) -> dict[str, str]:
         """Our protocol's routes by prefix, as `ip` prints the rest."""
@@ -73,7 +74,7 @@ class Lab(SpeakerLab):
     @asynccontextmanager
     async def bgpd(self) -> AsyncIterator[None]:
         """A bgpd, killed rather than stopped at the end: nothing is tidied up."""
-        settings = Settings(node_name="us", run_dir=self.run_directory)
+        settings = Settings(node_name=self.node_name, run_dir=self.run_directory)
         speaker = ExaBGPSpeaker(settings.speaker_socket, settings.exabgp_config)
         with opened(f"/run/netns/{self.namespace}") as descriptor, visiting(descriptor):
             routes = RouteTable()
