@@ -21,7 +21,9 @@ def configure(settings: Settings, daemon: str) -> None:
         settings.log_format == "auto" and sys.stderr.isatty()
     )
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if is_console else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if is_console
+        else structlog.processors.JSONRenderer()
     )
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
