@@ -94,8 +94,7 @@ class Agent:
             if self.journal.has(entry):
                 await self._undo(entry)
             async with _datastore_in_time():
-                await self._refuse_when_locked()
-                stored = await self._read(identity)
+                _, stored = await asyncio.gather(self._refuse_when_locked(), self._read(identity))
             if call.is_ipam_only:
                 async with self._undone_on_failure(entry):
                     assignment = await self._assign(call)

@@ -12,6 +12,7 @@ compare-and-swap rounds. Other processes and nodes are guarded against by the re
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,6 +109,16 @@ class _Situation:
     reserved: Reserved
     owned: tuple[Network, ...]
 
+    def is_of(self, request: Request) -> bool:
+        """Whether this is the situation of another request with the same terms, too."""
+        wanted = self.wanted
+        return (wanted.host, wanted.use, wanted.pools, wanted.namespace_labels) == (
+            request.host,
+            request.use,
+            request.pools,
+            request.namespace_labels,
+        )
+
 
 Choose = Callable[[AllocationBlock], tuple[AllocationBlock, tuple[int, ...]]]
 """What to take from a block: the block without it, and the ordinals; none leaves it as it is."""
@@ -120,6 +131,8 @@ class IPAM:
         self._store = store
         self._clock = clock
         self._assigning = asyncio.Lock()
+        self._moments = itertools.count(1)
+        self._last_look: tuple[int, _Situation] | None = None
 
     async def assign(self, request: Request) -> Assignment:
         """One IPv4 address for `request.handle`. Raises NoAddress, Contended.
@@ -128,14 +141,16 @@ class IPAM:
         may give two addresses: whoever repeats a request looks at `held_by` first.
         """
         record = blocks.record_of(request.handle, request.attributes)
+        asked_at = next(self._moments)
         async with self._assigning:
-            situation = await self._look(request)
+            situation = await self._look_since(asked_at, request)
             allowed = eligible(situation.pools, situation.wanted)
             mine = [n for n in situation.owned if pool_of(allowed, n) is not None]
             await self._give_up_unselected(situation, mine)
             for network in mine:
                 if assignment := await self._from_own(network, record, request, situation):
                     return assignment
+            self._last_look = None  # what we own is about to change
             return await self._from_elsewhere(allowed, len(mine), record, request, situation)
 
     async def assign_address(self, address: Address, request: Request) -> Assignment:
@@ -231,6 +246,20 @@ class IPAM:
         return await land(self._store, (key,), change)
 
     # --- how an address is found ---
+
+    async def _look_since(self, moment: int, request: Request) -> _Situation:
+        """What is stored now, or what a look showed that began after `moment`.
+
+        Of many requests that wait for each other, only some have to read everything anew.
+        """
+        if self._last_look is not None:
+            began, situation = self._last_look
+            if began > moment and situation.is_of(request):
+                return situation
+        began = next(self._moments)
+        situation = await self._look(request)
+        self._last_look = began, situation
+        return situation
 
     async def _look(self, request: Request) -> _Situation:
         # gather, not a TaskGroup: the caller sorts errors by class, and a group would wrap them.
