@@ -2,20 +2,20 @@
 
 This file is installed whole, as `cymric-cni` and `cymric-cni-ipam`, and run by `python3 -IS`. A
 container runtime starts it for every pod, so the interpreter's start is its whole cost: it imports
-two C modules and nothing else unless something goes wrong. It knows nothing and holds nothing.
+three C modules and nothing else unless something goes wrong. It knows nothing and holds nothing.
 
 Request: one line of JSON {"version", "plugin", "env", "config"}, where `config` is standard input
 as text. Answer: one line "cymric-cni <version> <exit code>", then standard output as it should be.
 Source: CNI specification 1.0.0.
 """
 
-import os
 import sys
 
-# CPython's C halves of `json` and `socket`; the whole modules cost as much as the interpreter.
+# CPython's C halves of json, socket and os: the whole modules cost as much as the interpreter.
 from _json import encode_basestring_ascii as quote
 from _socket import AF_UNIX, SOCK_STREAM
 from _socket import socket as open_socket
+from posix import environ
 
 PROTOCOL = 1
 MAX_BYTES = 1 << 20
@@ -31,7 +31,11 @@ TRY_AGAIN = 11
 
 def main() -> int:
     """Serve one call. Returns the exit code."""
-    env = {name: text for name, text in os.environ.items() if name.startswith("CNI_")}
+    env = {
+        name.decode(): text.decode("utf-8", "replace")
+        for name, text in environ.items()
+        if name.startswith(b"CNI_")
+    }
     command = env.get("CNI_COMMAND", "")
     if command == "VERSION":
         print(VERSIONS)

@@ -1,0 +1,163 @@
+"""The pure parts of CNI: the executable's imports, endpoints' names, errors, the journal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni import plugin
+from cni.daemon import as_cni_error
+from cni.endpoint import identify
+from cni.errors import CniError, Code
+from cni.install import install_executables
+from cni.journal import Entry, Journal
+from cni.request import Call, parse
+from cymric.datastore.api import NoSpace, OutcomeUnknown, Unavailable
+from cymric.kernel.links import KernelError
+from cymric.model.codec import Malformed
+from ipam.errors import AddressTaken, BlockLimitReached, Contended, NoFreeAddresses, NoPool
+
+CONFIG = {"cniVersion": "1.0.0", "name": "pods", "ipam": {"type": "calico-ipam"}}
+
+
+def call(args: str = "", container_id: str = "aaaabbbbccccdddd", **env: str) -> Call:
+    message = {
+        "version": 1,
+        "plugin": "main",
+        "env": {
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": container_id,
+            "CNI_IFNAME": "eth0",
+            "CNI_NETNS": "/run/netns/x",
+            "CNI_ARGS": args,
+            **env,
+        },
+        "config": json.dumps(CONFIG),
+    }
+    return parse(json.dumps(message).encode())
+
+
+def test_executable_imports_next_to_nothing(tmp_path: Path) -> None:
+    """The executable loads no module of the standard library beyond what Python starts with."""
+    executable, _ = install_executables(tmp_path, Path(sys.executable))
+    bare = _modules("pass", tmp_path)
+    body = executable.read_text().partition("\n")[2].replace('__name__ == "__main__"', "False")
+    assert _modules(body, tmp_path) - bare <= {"_json", "_socket"}
+
+
+def _modules(body: str, directory: Path) -> set[str]:
+    script = directory / "script.py"
+    script.write_text(f"{body}\nimport sys\nprint(' '.join(sys.modules))\n")
+    done = subprocess.run(
+        [sys.executable, "-IS", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_installed_executables(tmp_path: Path) -> None:
+    """Both executables run by the Python and ask at the socket they were installed for."""
+    paths = install_executables(tmp_path, Path(sys.executable), socket=Path("/tmp/no-such.sock"))
+    assert [path.name for path in paths] == ["cymric-cni", "cymric-cni-ipam"]
+    for path in paths:
+        assert path.stat().st_mode & 0o777 == 0o755
+        done = subprocess.run(
+            [path],
+            env={"CNI_COMMAND": "ADD"},
+            input=json.dumps({"cniVersion": "0.4.0"}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        error = json.loads(done.stdout)
+        assert (done.returncode, error["code"], error["cniVersion"]) == (1, 11, "0.4.0")
+        assert "/tmp/no-such.sock" in error["msg"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+@pytest.mark.parametrize(
+    ("config", "path"),
+    [
+        pytest.param({"socket": "/a"}, "/a", id="at the top"),
+        pytest.param({"ipam": {"socket": "/b"}}, "/b", id="in ipam"),
+        pytest.param({"ipam": []}, plugin.DEFAULT_SOCKET, id="nowhere"),
+    ],
+)
+def test_socket_named_by_the_configuration(config: dict[str, Any], path: str) -> None:
+    """The network configuration may say where cnid listens."""
+    assert plugin.socket_path(json.dumps(config)) == path
+
+
+@pytest.mark.parametrize(
+    ("args", "key", "interface", "status_file"),
+    [
+        pytest.param(
+            "",
+            "default/node--a-cni-aaaabbbbccccdddd-eth0",
+            "caliaaaabbbbccc",
+            "cni default%2Faaaabbbbccccdddd eth0",
+            id="container",
+        ),
+        pytest.param(
+            "K8S_POD_NAMESPACE=prod;K8S_POD_NAME=web-1",
+            "prod/node--a-k8s-web--1-eth0",
+            "cali91bef8fbcc9",
+            "k8s prod%2Fweb-1 eth0",
+            id="pod",
+        ),
+    ],
+)
+def test_names_of_an_endpoint(args: str, key: str, interface: str, status_file: str) -> None:
+    """Key, host interface and status file have Calico's names."""
+    identity = identify(call(args), "node-a")
+    assert str(identity.key).endswith(f"/workloadendpoints/{key}")
+    assert (identity.host_interface, identity.status_file) == (interface, status_file)
+
+
+def test_a_name_that_cannot_be_stored_is_refused() -> None:
+    """A container id that no endpoint can be named after is an error of the environment."""
+    with pytest.raises(CniError) as caught:
+        identify(call(container_id="ends-with-"), "node-a")
+    assert caught.value.code is Code.INVALID_ENVIRONMENT
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Unavailable("x"), 11),
+        (OutcomeUnknown("x"), 11),
+        (NoSpace("x"), 11),
+        (TimeoutError(), 11),
+        (Contended("x"), 11),
+        (NoPool("x"), 100),
+        (NoFreeAddresses("x"), 100),
+        (BlockLimitReached("x"), 100),
+        (AddressTaken("x"), 100),
+        (KernelError(17, "create veth", "File exists"), 101),
+        (Malformed("/calico/x", "bad"), 199),
+        (AssertionError("bug"), 199),
+    ],
+)
+def test_codes_of_failures(error: Exception, code: int) -> None:
+    """Each failure has the code that tells the runtime what to do, and keeps its words."""
+    told = as_cni_error(error)
+    assert told.code == code
+    assert not str(error) or str(error) in f"{told.message} {told.details}"
+
+
+def test_journal_survives_and_forgets(tmp_path: Path) -> None:
+    """What was begun is found by the next process until it is finished; garbage is removed."""
+    identity = identify(call("K8S_POD_NAMESPACE=prod;K8S_POD_NAME=web-1"), "node-a")
+    entry = Entry(handle="pods.x", is_ipam_only=False, identity=identity)
+    Journal(tmp_path).begin(entry)
+    (tmp_path / "garbage").write_text("{")
+    journal = Journal(tmp_path)
+    assert list(journal.entries()) == [entry]
+    assert journal.has(entry)
+    journal.finish(entry)
+    journal.finish(entry)
+    assert list(tmp_path.iterdir()) == []
