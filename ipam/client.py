@@ -20,7 +20,7 @@ from functools import partial
 
 import structlog
 
-from cymric.datastore.api import Datastore, Operation
+from cymric.datastore.api import Datastore, KeyValue, Operation
 from cymric.model import keys
 from cymric.model.codec import Malformed
 from cymric.model.ipam import (
@@ -133,6 +133,7 @@ class IPAM:
         self._assigning = asyncio.Lock()
         self._moments = itertools.count(1)
         self._last_look: tuple[int, _Situation] | None = None
+        self._own_blocks: dict[str, KeyValue | None] = {}
 
     async def assign(self, request: Request) -> Assignment:
         """One IPv4 address for `request.handle`. Raises NoAddress, Contended.
@@ -366,10 +367,8 @@ class IPAM:
         """
         block_key, handle_key = BlockKey(network), HandleKey(request.handle)
         affinity_key = AffinityKey(request.host, network)
-        is_repeated = False
 
         def change(view: View) -> tuple[Assignment | None, Sequence[Operation]]:
-            nonlocal is_repeated
             block, repairs = view.get(block_key, AllocationBlock), list[Operation]()
             if is_own:
                 is_new = block is None
@@ -379,10 +378,9 @@ class IPAM:
             if block is None:
                 return None, repairs
             is_borrowed = block.affinity != HOST_AFFINITY + request.host
-            if is_repeated:  # the answer to our write may have been lost
+            if view.is_in_doubt:
                 for ordinal in blocks.ordinals_of_record(block, record)[:1]:
                     return Assignment(block.address(ordinal), network, is_borrowed), repairs
-            is_repeated = True
             changed, ordinals = choose(block)
             if not ordinals:
                 return None, repairs
@@ -393,8 +391,13 @@ class IPAM:
             writes = [write for write in repairs if write.key != str(block_key)]
             return assignment, [*writes, put(block_key, changed), put(handle_key, counted)]
 
-        involved: tuple[Key, ...] = (block_key, handle_key)
-        return await land(self._store, (*involved, affinity_key) if is_own else involved, change)
+        if not is_own:
+            return await land(self._store, (block_key, handle_key), change)
+        involved = (block_key, handle_key, affinity_key)
+        try:
+            return await land(self._store, involved, change, memory=self._own_blocks)
+        finally:
+            self._own_blocks.pop(str(handle_key), None)  # handles are rarely met again
 
     async def _block_around(self, address: Address, pools: Sequence[IPPool]) -> Network | None:
         """The block of `address`, existing or as its pool would cut it."""
