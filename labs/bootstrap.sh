@@ -5,6 +5,7 @@
 # Everything that is done already is left alone, so a second run takes a moment. What it changes
 # on the machine: Debian packages that were missing, and .venv in the project's folder.
 # shellcheck shell=bash
+: "${root:?set it before sourcing this file}"
 
 packages=(
     bird2 conntrack containernetworking-plugins etcd-client etcd-server iproute2 ipset iptables
@@ -137,7 +138,7 @@ install_python() {
         return
     fi
     step "Install the Python packages into .venv" "$venv/bin/python" -m pip install \
-        --quiet --disable-pip-version-check --no-input -e "$root[$extras]"
+        --quiet --disable-pip-version-check --no-input -e "${root}[$extras]"
     printf '%s\n' "$wanted" >"$stamp"
 }
 
