@@ -11,7 +11,7 @@ import hashlib
 
 import msgspec
 
-from cymric.model.net import Address, parse_network
+from cymric.model.net import Address, Network, parse_address, parse_interface, parse_network
 from cymric.model.resources import Resource, Spec
 
 LABEL_NAMESPACE = "projectcalico.org/namespace"
@@ -25,6 +25,43 @@ POD_GATEWAY = "169.254.1.1"
 MAX_INTERFACE_NAME = 15
 
 
+class EndpointNAT(msgspec.Struct, frozen=True, kw_only=True):
+    """A floating address: what is sent to `external_ip` reaches the endpoint at `internal_ip`."""
+
+    internal_ip: str = msgspec.field(default="", name="internalIP")
+    external_ip: str = msgspec.field(default="", name="externalIP")
+
+
+class EndpointPort(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A port by name, as policy may refer to it. Host port 0 and an empty host IP mean none."""
+
+    name: str = ""
+    protocol: str | int = ""
+    port: int = 0
+    host_port: int = 0
+    host_ip: str = msgspec.field(default="", name="hostIP")
+
+
+class QoSControls(Spec, frozen=True, kw_only=True):
+    """Limits of one endpoint; 0 is none. Rates and bursts in bits, `minburst` in bytes."""
+
+    ingress_bandwidth: int = 0
+    ingress_burst: int = 0
+    ingress_peakrate: int = 0
+    ingress_minburst: int = 0
+    egress_bandwidth: int = 0
+    egress_burst: int = 0
+    egress_peakrate: int = 0
+    egress_minburst: int = 0
+    ingress_packet_rate: int = 0
+    ingress_packet_burst: int = 0
+    egress_packet_rate: int = 0
+    egress_packet_burst: int = 0
+    ingress_max_connections: int = 0
+    egress_max_connections: int = 0
+    dscp: int | str | None = None
+
+
 class WorkloadEndpointSpec(Spec, frozen=True, kw_only=True):
     """See Calico's WorkloadEndpoint resource. `ip_networks` holds /32 and /128 only."""
 
@@ -36,11 +73,15 @@ class WorkloadEndpointSpec(Spec, frozen=True, kw_only=True):
     endpoint: str
     service_account_name: str = ""
     ip_networks: tuple[str, ...] = ()
+    ip_nats: tuple[EndpointNAT, ...] = msgspec.field(default=(), name="ipNATs")
     ipv4_gateway: str = ""
     ipv6_gateway: str = ""
     profiles: tuple[str, ...] = ()
     interface_name: str = ""
     mac: str = ""
+    ports: tuple[EndpointPort, ...] = ()
+    allow_spoofed_source_prefixes: tuple[str, ...] = ()
+    qos_controls: QoSControls | None = msgspec.field(default=None, name="qosControls")
 
     def __post_init__(self) -> None:
         if not (self.orchestrator and self.node and self.endpoint):
@@ -51,6 +92,16 @@ class WorkloadEndpointSpec(Spec, frozen=True, kw_only=True):
             network = parse_network(text)
             if network.prefixlen != network.max_prefixlen:
                 raise ValueError(f"ipNetworks {text!r} is not a single address")
+        for nat in self.ip_nats:
+            internal, external = parse_address(nat.internal_ip), parse_address(nat.external_ip)
+            if internal.version != external.version:
+                raise ValueError(f"ipNATs maps {nat.external_ip} to the other family")
+        _ = self.spoofable  # readable, or this is no endpoint
+
+    @property
+    def spoofable(self) -> tuple[Network, ...]:
+        """The prefixes that the endpoint may send from beside its addresses; host bits are cut."""
+        return tuple(parse_interface(text).network for text in self.allow_spoofed_source_prefixes)
 
     @property
     def addresses(self) -> tuple[Address, ...]:

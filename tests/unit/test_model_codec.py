@@ -34,6 +34,19 @@ STORED = {
         '"endpoint":"eth0","ipNetworks":["192.168.10.1/32"],"profiles":["kns.prod"],'
         '"interfaceName":"cali2b4f0b7d9aa","mac":"5e:1c:9a:03:7f:22"}}'
     ),
+    f"{RESOURCES}/workloadendpoints/prod/n-cni-c0-eth0": (
+        '{"kind":"WorkloadEndpoint","apiVersion":"projectcalico.org/v3","metadata":'
+        f'{{"name":"n-cni-c0-eth0","namespace":"prod",{META}}},"spec":{{"orchestrator":"cni",'
+        '"node":"n","containerID":"c0","endpoint":"eth0","serviceAccountName":"web",'
+        '"ipNetworks":["192.168.10.2/32","fd00:10::2/128"],'
+        '"ipNATs":[{"internalIP":"192.168.10.2","externalIP":"192.0.2.7"}],'
+        '"ipv4Gateway":"169.254.1.1","profiles":["kns.prod"],"interfaceName":"calic0",'
+        '"mac":"5e:1c:9a:03:7f:23","ports":[{"name":"http","protocol":"TCP","port":80,'
+        '"hostPort":8080,"hostIP":"10.0.0.1/32"},{"name":"","protocol":17,"port":53,'
+        '"hostPort":0,"hostIP":""}],"allowSpoofedSourcePrefixes":["10.9.0.0/16","fd00:9::/64"],'
+        '"qosControls":{"ingressBandwidth":1000000,"ingressMinburst":1500,'
+        '"egressBandwidth":2000000,"egressPacketRate":100,"ingressMaxConnections":5,"dscp":"EF"}}}'
+    ),
     f"{RESOURCES}/clusterinformations/default": (
         '{"kind":"ClusterInformation","apiVersion":"projectcalico.org/v3","metadata":'
         f'{{"name":"default",{META}}},"spec":{{"clusterGUID":"9f1c3f9c1f7b4f8fb9a0c1d2e3f4a5b6",'
@@ -166,6 +179,22 @@ def test_empty_affinity_value_is_confirmed() -> None:
             '"spec":{"orchestrator":"cni","node":"n","containerID":"c","endpoint":"eth0"}}',
             "make its name n-cni-c-eth0",
             id="endpoint under a wrong name",
+        ),
+        pytest.param(
+            f"{RESOURCES}/workloadendpoints/ns/n-cni-c-eth0",
+            '{"kind":"WorkloadEndpoint","metadata":{"name":"n-cni-c-eth0","namespace":"ns"},'
+            '"spec":{"orchestrator":"cni","node":"n","containerID":"c","endpoint":"eth0",'
+            '"ipNATs":[{"internalIP":"10.0.0.1","externalIP":"fd00::1"}]}}',
+            "other family",
+            id="floating address of the other family",
+        ),
+        pytest.param(
+            f"{RESOURCES}/workloadendpoints/ns/n-cni-c-eth0",
+            '{"kind":"WorkloadEndpoint","metadata":{"name":"n-cni-c-eth0","namespace":"ns"},'
+            '"spec":{"orchestrator":"cni","node":"n","containerID":"c","endpoint":"eth0",'
+            '"allowSpoofedSourcePrefixes":["10.0.0.1/8","all"]}}',
+            "'all'",
+            id="spoofed prefix that is none",
         ),
         pytest.param(
             "/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-31",
