@@ -12,7 +12,7 @@ import re
 
 from cymric.cli.kinds import Kind
 from cymric.cli.rules import RULES, Problems, Surroundings
-from cymric.cli.schema import Problem, Tree, encode
+from cymric.cli.schema import Problem, Tree
 from cymric.model import codec
 from cymric.model.keys import ResourceKey
 from cymric.model.resources import API_VERSION
@@ -51,7 +51,7 @@ def key_of(kind: Kind, tree: Tree) -> ResourceKey:
 
 def _as_daemons_read(kind: Kind, tree: Tree) -> Problems:
     try:
-        codec.decode(str(key_of(kind, tree)), encode(tree))
+        codec.decode(str(key_of(kind, tree)), codec.encode_tree(tree))
     except codec.Malformed as error:
         text, _, path = error.reason.partition(" - at `$.")
         yield Problem(path.rstrip("`"), text)

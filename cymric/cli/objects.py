@@ -194,7 +194,7 @@ class Objects:
         raise Changed(key, f"others kept changing it, {APPLY_ATTEMPTS} times")
 
     async def _write(self, key: ResourceKey, tree: Tree, revision: int) -> Tree:
-        value = schema.encode(tree)
+        value = codec.encode_tree(tree)
         try:
             landed = await api.update(self.store, str(key), value, if_revision=revision)
         except api.OutcomeUnknown:

@@ -15,20 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
-from cymric.cli.durations import go_duration
+from cymric.model.durations import go_duration
 from cymric.model.net import parse_asn
 
 Tree = dict[str, Any]
-
-_GO_ESCAPES = (
-    (b"<", b"\\u003c"),
-    (b">", b"\\u003e"),
-    (b"&", b"\\u0026"),
-    ("\u2028".encode(), b"\\u2028"),
-    ("\u2029".encode(), b"\\u2029"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +91,6 @@ def conform(tree: object, table: Fields, path: str = "") -> Conformed:
             done.unknown.append(f"{path}.{name}" if path else str(name))
             done.tree[str(name)] = value
     return done
-
-
-def encode(tree: Tree) -> bytes:
-    """The bytes Calico would store for a conformed tree: fields stay in their order."""
-    encoded = msgspec.json.encode(tree)
-    for plain, escaped in _GO_ESCAPES:
-        encoded = encoded.replace(plain, escaped)
-    return encoded
 
 
 def without_indices(path: str) -> str:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cymric.cli.durations import go_duration
 from cymric.cli.kinds import KINDS, find
-from cymric.cli.schema import Fields, conform, encode, fields
-from cymric.model.durations import duration_s
+from cymric.cli.schema import Fields, conform, fields
+from cymric.model.codec import encode_tree
+from cymric.model.durations import duration_s, go_duration
 
 TABLE = fields(
     "name on:bool maybe:bool? count:int every:duration asn:asn tags:strings marks:map "
@@ -43,7 +43,7 @@ def test_stored_form(given_tree: dict[str, Any], stored: dict[str, Any]) -> None
     done = conform(given_tree, TABLE)
     assert not done.problems
     assert not done.unknown
-    assert encode(done.tree) == encode(stored)
+    assert encode_tree(done.tree) == encode_tree(stored)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_unknown_fields_are_kept_and_told() -> None:
 
 def test_go_escapes() -> None:
     """Strings carry the escapes of Go's encoder; other text stays UTF-8."""
-    assert encode({"a": "<&>\u2028é"}) == '{"a":"\\u003c\\u0026\\u003e\\u2028é"}'.encode()
+    assert encode_tree({"a": "<&>\u2028é"}) == '{"a":"\\u003c\\u0026\\u003e\\u2028é"}'.encode()
 
 
 JSON = st.recursive(
@@ -99,9 +99,9 @@ def test_conforming_is_final(data: st.DataObject) -> None:
     spec = data.draw(st.dictionaries(names, JSON, max_size=5))
     once = conform({"kind": kind.name, "spec": spec}, kind.fields)
     twice = conform(once.tree, kind.fields)
-    assert encode(twice.tree) == encode(once.tree)
+    assert encode_tree(twice.tree) == encode_tree(once.tree)
     assert not twice.problems
-    assert json.loads(encode(once.tree)) == once.tree
+    assert json.loads(encode_tree(once.tree)) == once.tree
 
 
 @pytest.mark.parametrize(
