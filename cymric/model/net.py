@@ -43,12 +43,9 @@ def parse_interface(text: str) -> Interface:
 
 
 def network_of(address: Address, prefix_length: int) -> Network:
-    """The prefix of that length around `address`."""
-    return (
-        ip_network((int(address), prefix_length))
-        if address.version == 4
-        else IPv6Network((int(address), prefix_length))
-    )
+    """The prefix of that length around `address`, whose host bits do not matter."""
+    kind = IPv4Network if address.version == 4 else IPv6Network
+    return kind((int(address), prefix_length), strict=False)
 
 
 def host_network(address: Address) -> Network:
