@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from rich import box
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -30,14 +31,18 @@ def make_console() -> Console:
 
 
 def overview(lab: Lab) -> RenderableType:
-    """The whole summary, read now."""
+    """The whole summary, read now, one table below the other."""
+    return Group(*_tables(lab))
+
+
+def _tables(lab: Lab) -> Sequence[Table]:
     known = lab.records
-    return Group(
+    return (
         nodes_table(lab, known.nodes),
         blocks_table(observe.blocks(lab)),
         sessions_table(lab, known.nodes),
-        routes_table(lab, known.nodes),
         matrix_table(known.pods, observe.matrix(lab)),
+        routes_table(lab, known.nodes),
         outside_table(lab, known.pods),
     )
 
@@ -127,12 +132,12 @@ def routes_table(lab: Lab, nodes: Sequence[Node]) -> Table:
 
 def matrix_table(pods: Sequence[Pod], answers: Mapping[tuple[str, str], Answer]) -> Table:
     """Which pod reaches which, and whether the server saw the pod's own address."""
-    table = _table("Pod to pod by HTTP: what the server sees", "from", "address")
+    table = _table("Pod to pod by HTTP: what the server sees", "from")
     for target in pods:
         table.add_column(target.name)
     for source in pods:
         row = [_seen(answers[(source.name, target.name)], source.address) for target in pods]
-        table.add_row(source.name, source.address, *row)
+        table.add_row(source.name, *row)
     return table
 
 
@@ -145,7 +150,7 @@ def _seen(answer: Answer, own: str) -> Text:
 def outside_table(lab: Lab, pods: Sequence[Pod]) -> Table:
     """What host1 sees of each pod, and whether host1 reaches it."""
     table = _table("Pods and the host outside", "pod", "node", "natOutgoing")
-    for column in ("pod to host1: host1 sees", "host1 to pod: pod sees"):
+    for column in ("host1 sees it as", "it sees host1 as"):
         table.add_column(column)
     nat = checks.nat_outgoing(lab)
     seen = observe.seen_outside(lab, [pod.name for pod in pods])
@@ -190,8 +195,11 @@ def status_text(lab: Lab) -> RenderableType:
 
 
 def live_overview(lab: Lab) -> RenderableType:
-    """The summary while things change under it: a failed reading is shown, not raised."""
+    """The summary while things change under it, tables beside each other where they fit.
+
+    A failed reading is shown, not raised: the next may be better.
+    """
     try:
-        return overview(lab)
+        return Columns(_tables(lab), padding=(0, 3))
     except CommandFailed as failure:
         return Text(str(failure), style="red")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 
 import pytest
 
 from labs import checks, observe
 from labs.lab import Lab
-from labs.network import run
+from labs.network import destroy, make_pod_namespace, run
 from labs.pods import TRY_AGAIN_LATER, CniError
 from labs.probe import fetch_all
-from labs.topology import DEFAULT_POOL, EXTERNAL_POOL, POD_RANGE
+from labs.topology import EXTERNAL_POOL, POD_RANGE, Pod, container_id
 from tests.fv.test_lab_restart import sessions
 from tests.support.lab_tools import Capture, pod, wait_equal, wait_for
 
@@ -90,22 +91,45 @@ def test_a_released_block_leaves_every_kernel(lab: Lab) -> None:
 
 
 def test_pods_made_at_once_on_all_nodes_have_addresses_of_their_own(lab: Lab) -> None:
-    """Many ADDs on three nodes at the same time: no address twice, each in a block of its node."""
-    names = [(node.name, f"many-{node.name}-{n}") for node in lab.records.nodes for n in range(4)]
-    made = []
+    """Twelve ADDs at the same time on three nodes that must claim blocks of one pool for them.
+
+    No address is given twice, no block has two owners, each address is in a block of its node.
+    """
+    wanted = [
+        Pod(
+            f"at-once-{node.name}-{n}",
+            node.name,
+            (str(EXTERNAL_POOL),),
+            container_id(node.name, f"{n}"),
+        )
+        for node in lab.records.nodes
+        for n in range(4)
+    ]
+    sandboxes = [lab.layout.pod_namespace(one.name) for one in wanted]
+
+    def add(one: Pod) -> str:
+        return lab.cni.add(lab.records.node(one.node), one)
+
+    def delete(one: Pod) -> None:
+        lab.cni.delete(lab.records.node(one.node), one)
+
+    for sandbox in sandboxes:
+        make_pod_namespace(sandbox)
     try:
-        made = [lab.add_pod(node, name) for node, name in names]
-        checks.wait_settled(lab)
-        addresses = [one.address for one in lab.records.pods]
-        assert len(set(addresses)) == len(addresses)
-        blocks = observe.blocks(lab)
-        for one in made:
-            block = next(b for b in blocks if IPv4Address(one.address) in b.cidr)
+        with ThreadPoolExecutor(len(wanted)) as runtimes:
+            addresses = list(runtimes.map(add, wanted))
+        assert len({*addresses, *(one.address for one in lab.records.pods)}) == len(
+            addresses
+        ) + len(lab.records.pods)
+        for one, address in zip(wanted, addresses, strict=True):
+            (block,) = [b for b in observe.blocks(lab) if IPv4Address(address) in b.cidr]
             assert block.owner == one.node
-            assert block.cidr.subnet_of(DEFAULT_POOL)
+            assert block.cidr.subnet_of(EXTERNAL_POOL)
     finally:
-        for one in made:
-            lab.delete_pod(one.name)
+        with ThreadPoolExecutor(len(wanted)) as runtimes:
+            list(runtimes.map(delete, wanted))
+        destroy(sandboxes)
+    assert not [key for key in observe.stored_keys(lab) if "at-once" in key]
 
 
 def test_a_pod_made_while_etcd_is_down_fails_cleanly(lab: Lab) -> None:
