@@ -61,6 +61,14 @@ def lab(standing_lab: Lab) -> Iterator[Lab]:
     checks.wait_settled(standing_lab, patience_s=SETTLE_S)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """When tests are spread over processes, those with the lab stay together: one lab, not many."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if "lab_layout" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("lab"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
