@@ -36,6 +36,7 @@ from cymric.model.net import Address, Network, parse_network
 from cymric.model.resources import IPPool, IPReservation, Node
 from ipam import affinity
 from ipam import block as blocks
+from ipam.asking import Assignment, Release
 from ipam.errors import (
     AddressOutsidePools,
     AddressTaken,
@@ -61,6 +62,8 @@ from ipam.storage import View, get, land, list_values, put
 DEFAULT_MAX_BLOCKS = 20
 """How many blocks a node may own when neither request nor configuration says otherwise."""
 
+__all__ = ["IPAM", "Assignment", "Release", "Request"]
+
 log = structlog.get_logger()
 
 
@@ -79,24 +82,6 @@ class Request:
     use: str = "Workload"
     namespace_labels: Mapping[str, str] | None = None
     max_blocks: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """An address and the block it is from. `is_borrowed` when another node owns that block."""
-
-    address: Address
-    block: Network
-    is_borrowed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """An address to free; a `handle` or `sequence_number` given must still be what is stored."""
-
-    address: Address
-    handle: str | None = None
-    sequence_number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
