@@ -1,10 +1,11 @@
-"""`cymric ipam`: what addresses are given, and to whom. It only looks."""
+"""`cymric ipam`: the group, and `show`: what addresses are given, and to whom."""
 
 from __future__ import annotations
 
 import click
 
 from cymric.cli import output, utilization
+from cymric.cli.ipam_check import check
 from cymric.cli.objects import Objects
 from cymric.cli.session import Session
 from cymric.datastore.api import Datastore
@@ -17,6 +18,9 @@ from cymric.model.net import Address, parse_address
 @click.group("ipam")
 def group() -> None:
     """Addresses: what is given, and to whom."""
+
+
+group.add_command(check)
 
 
 @group.command("show")

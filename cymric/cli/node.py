@@ -6,27 +6,18 @@ out) and read nothing from etcd: they work while it is down, which is when they 
 
 from __future__ import annotations
 
-import socket
 from datetime import datetime
-from typing import Any
 
 import click
-import msgspec
 
 from cymric.cli import output
+from cymric.cli.bgpd_socket import ask
 from cymric.cli.node_init import init
-from cymric.cli.objects import ObjectError
 from cymric.cli.session import Session
-
-ANSWER_WITHIN_S = 5.0
 
 _form = click.option(
     "-o", "--output", "form", type=click.Choice(["ps", "yaml", "json"]), default="ps"
 )
-
-
-class NotRunning(ObjectError):
-    """The daemon that would know does not answer."""
 
 
 @click.group("node")
@@ -42,7 +33,7 @@ group.add_command(init)
 @click.pass_obj
 def status(session: Session, form: str) -> None:
     """The BGP sessions of this node, as bgpd sees them."""
-    answer = _ask(session, "status")
+    answer = ask(session, "status")
     if form != "ps":
         output.document(answer, form)
         return
@@ -68,7 +59,7 @@ def status(session: Session, form: str) -> None:
 @click.pass_obj
 def routes(session: Session, form: str) -> None:
     """The routes that bgpd chose among those learnt."""
-    answer = _ask(session, "routes")
+    answer = ask(session, "routes")
     if form != "ps":
         output.document(answer, form)
         return
@@ -82,7 +73,7 @@ def routes(session: Session, form: str) -> None:
 @click.pass_obj
 def why(session: Session, prefix: str, form: str) -> None:
     """Every path to PREFIX, and at which step of the decision each was lost."""
-    answer = _ask(session, f"why {prefix}")
+    answer = ask(session, f"why {prefix}")
     if form != "ps":
         output.document(answer, form)
         return
@@ -96,24 +87,6 @@ def why(session: Session, prefix: str, form: str) -> None:
         for path in answer["paths"]
     ]
     output.table(("USED", "PEER", "NEXT HOP", "WHY"), rows)
-
-
-def _ask(session: Session, question: str) -> dict[str, Any]:
-    """Bgpd's answer. Raises NotRunning, NotFound."""
-    path = session.settings().bgpd_socket
-    try:
-        with socket.socket(socket.AF_UNIX) as asked:
-            asked.settimeout(ANSWER_WITHIN_S)
-            asked.connect(str(path))
-            asked.sendall(question.encode() + b"\n")
-            received = b"".join(iter(lambda: asked.recv(65536), b""))
-    except OSError as error:
-        hint = "; is CYMRIC_RUN_DIR right?" if not path.exists() else ""
-        raise NotRunning(f"bgpd does not answer at {path}: {error}{hint}") from None
-    answer: dict[str, Any] = msgspec.json.decode(received)
-    if "error" in answer:
-        raise ObjectError(f"bgpd: {answer['error']}")
-    return answer
 
 
 def _clock_time(since_s: float) -> str:
