@@ -57,6 +57,17 @@ class Compare:
 
 
 @dataclass(frozen=True, slots=True)
+class NoneCreated:
+    """The transaction lands only if no key that starts with `prefix` was created after `revision`.
+
+    So what a listing at that revision did not show still does not exist. 0: there is none at all.
+    """
+
+    prefix: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     """Write `value`; with `lease_id`, for as long as that lease lives."""
 
@@ -81,6 +92,7 @@ class Transaction:
 
     compares: Sequence[Compare]
     operations: Sequence[Operation]
+    none_created: Sequence[NoneCreated] = ()
 
 
 class DatastoreError(Exception):
@@ -131,9 +143,14 @@ class Compacted(DatastoreError):
 
 @dataclass(eq=False)
 class Conflict(DatastoreError):
-    """A comparison did not hold. `current` tells, for each compared key, what is there now."""
+    """A comparison did not hold.
+
+    `current` tells, for each compared key, what is there at `revision`; and for each `NoneCreated`
+    the keys that were created since.
+    """
 
     current: Mapping[str, KeyValue | None] = field(default_factory=dict)
+    revision: int = 0
 
     def __str__(self) -> str:
         return f"somebody else wrote first: {', '.join(self.current)}"
@@ -194,7 +211,8 @@ def check(transaction: Transaction, *, max_request_bytes: int = MAX_REQUEST_BYTE
     etcd counts comparisons and operations separately, and limits each (`--max-txn-ops`).
     """
     operations = transaction.operations
-    if max(len(operations), len(transaction.compares)) > MAX_OPERATIONS:
+    comparisons = len(transaction.compares) + len(transaction.none_created)
+    if max(len(operations), comparisons) > MAX_OPERATIONS:
         raise TooLarge(f"more than {MAX_OPERATIONS} operations in one transaction")
     size = sum(len(op.key) + (len(op.value) if isinstance(op, Put) else 0) for op in operations)
     if size > max_request_bytes:
@@ -204,6 +222,8 @@ def check(transaction: Transaction, *, max_request_bytes: int = MAX_REQUEST_BYTE
         raise ValueError("a transaction may touch a key only once")
     if not all(keys) or not all(compare.key for compare in transaction.compares):
         raise ValueError("a key must not be empty")
+    if not all(guard.prefix for guard in transaction.none_created):
+        raise ValueError("a prefix must not be empty")
 
 
 async def create(store: Datastore, key: str, value: bytes) -> int:

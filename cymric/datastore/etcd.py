@@ -18,12 +18,14 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from cymric.datastore import api
 from cymric.datastore.api import (
     MAX_REQUEST_BYTES,
     Compacted,
     Conflict,
     KeyValue,
     Listing,
+    NoneCreated,
     Operation,
     Put,
     TooLarge,
@@ -107,23 +109,19 @@ class EtcdDatastore:
         """Land the transaction and return its revision; see `Datastore.commit` for the errors."""
         check(transaction, max_request_bytes=self._max_request_bytes)
         compared = [*dict.fromkeys(compare.key for compare in transaction.compares)]
+        guards = transaction.none_created
         request = TxnRequest(
-            compare=[
-                Compare(
-                    result=Compare.EQUAL,
-                    target=Compare.MOD,
-                    key=to_bytes(compare.key),
-                    mod_revision=compare.revision,
-                )
-                for compare in transaction.compares
-            ],
+            compare=[*map(_comparison, transaction.compares), *map(_guard, guards)],
             success=[*map(_operation, transaction.operations)],
             # A lost try costs no further round trip: it brings what is there now.
-            failure=[RequestOp(request_range=RangeRequest(key=to_bytes(key))) for key in compared],
+            failure=[
+                *(RequestOp(request_range=RangeRequest(key=to_bytes(key))) for key in compared),
+                *(RequestOp(request_range=_created_since(guard)) for guard in guards),
+            ],
         )
         response = await self._connection.call(TXN, request)
         if not response.succeeded:
-            raise Conflict(_current(compared, response))
+            raise Conflict(_current(compared, response), response.header.revision)
         return response.header.revision
 
     def watch(
@@ -189,9 +187,37 @@ def _operation(operation: Operation) -> RequestOp:
     return RequestOp(request_delete_range=DeleteRangeRequest(key=key))
 
 
+def _comparison(compare: api.Compare) -> Compare:
+    return Compare(
+        result=Compare.EQUAL,
+        target=Compare.MOD,
+        key=to_bytes(compare.key),
+        mod_revision=compare.revision,
+    )
+
+
+def _guard(guard: NoneCreated) -> Compare:
+    """A comparison over a range must hold for every key in it, and does where there is none."""
+    key, range_end = range_of(guard.prefix)
+    return Compare(
+        result=Compare.LESS,
+        target=Compare.CREATE,
+        key=key,
+        range_end=range_end,
+        create_revision=guard.revision + 1,
+    )
+
+
+def _created_since(guard: NoneCreated) -> RangeRequest:
+    key, range_end = range_of(guard.prefix)
+    return RangeRequest(key=key, range_end=range_end, min_create_revision=guard.revision + 1)
+
+
 def _current(compared: Sequence[str], response: TxnResponse) -> Mapping[str, KeyValue | None]:
-    answers = (answer.response_range for answer in response.responses)
-    return {key: _first(answer) for key, answer in zip(compared, answers, strict=True)}
+    answers = [answer.response_range for answer in response.responses]
+    created = (_key_value(stored) for answer in answers[len(compared) :] for stored in answer.kvs)
+    asked = {key: _first(answer) for key, answer in zip(compared, answers, strict=False)}
+    return {**{pair.key: pair for pair in created}, **asked}
 
 
 def _first(response: RangeResponse) -> KeyValue | None:

@@ -42,6 +42,7 @@ class MemoryDatastore:
         self._compacted = 0
         self._life = 0  # counts wipes
         self._current: dict[str, KeyValue] = {}
+        self._created: dict[str, int] = {}  # at which revision each key came into being
         self._history: list[tuple[WatchEvent, ...]] = []  # one entry a revision, ascending
         self._changed = asyncio.Event()
         self._keys_by_lease: dict[int, set[str]] = {}
@@ -66,10 +67,17 @@ class MemoryDatastore:
         check(transaction)
         await self._answer()
         compared = {compare.key: self._current.get(compare.key) for compare in transaction.compares}
-        for compare in transaction.compares:
-            read = compared[compare.key]
-            if (read.revision if read else ABSENT) != compare.revision:
-                raise Conflict(compared)
+        created = {
+            key: self._current[key]
+            for guard in transaction.none_created
+            for key, revision in self._created.items()
+            if revision > guard.revision and key.startswith(guard.prefix)
+        }
+        if created or any(
+            (pair.revision if (pair := compared[compare.key]) else ABSENT) != compare.revision
+            for compare in transaction.compares
+        ):
+            raise Conflict({**created, **compared}, self._revision)
         for operation in transaction.operations:
             if isinstance(operation, Put) and operation.lease_id:
                 self._keys_of(operation.lease_id)
@@ -144,7 +152,7 @@ class MemoryDatastore:
     def wipe(self) -> None:
         """Start over, as a server whose data directory was lost."""
         self._revision, self._compacted, self._life = 1, 0, self._life + 1
-        self._current, self._history, self._keys_by_lease = {}, [], {}
+        self._current, self._created, self._history, self._keys_by_lease = {}, {}, [], {}
         self._wake()
 
     def go_down(self) -> None:
@@ -190,9 +198,11 @@ class MemoryDatastore:
         for operation in operations:
             key = operation.key
             if isinstance(operation, Put):
+                self._created.setdefault(key, revision)
                 self._current[key] = KeyValue(key, operation.value, revision)
                 events.append(WatchEvent(key, operation.value, revision))
             elif self._current.pop(key, None):
+                del self._created[key]
                 events.append(WatchEvent(key, None, revision))
             for keys in self._keys_by_lease.values():
                 keys.discard(key)  # a write without the lease, or a delete, frees the key of it

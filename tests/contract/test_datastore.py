@@ -24,6 +24,7 @@ from cymric.datastore.api import (
     Datastore,
     Delete,
     LeaseLost,
+    NoneCreated,
     Put,
     TooLarge,
     Transaction,
@@ -101,6 +102,57 @@ async def take(store: Datastore, prefix: str, start_revision: int, count: int) -
             if len(taken) >= count:
                 break
     return taken
+
+
+async def test_none_created_since(store: Datastore, at: str) -> None:
+    """What a listing did not show is guarded: a key created under the prefix refuses the write."""
+    await put(store, at + "in/a", b"1")
+    listing = await store.list(at + "in/")
+    guard = NoneCreated(at + "in/", listing.revision)
+    await put(store, at + "in/a", b"changed, not created")
+    await delete(store, at + "in/missing")
+    await put(store, at + "inside", b"another prefix")
+    await store.commit(Transaction((), (Put(at + "b", b"1"),), (guard,)))
+    await delete(store, at + "in/a")
+    await store.commit(Transaction((), (Put(at + "b", b"2"),), (guard,)))
+    created = await put(store, at + "in/c", b"new")
+    with pytest.raises(Conflict) as lost:
+        await store.commit(
+            Transaction((Compare(at + "absent", ABSENT),), (Put(at + "b", b"3"),), (guard,))
+        )
+    assert set(lost.value.current) == {at + "absent", at + "in/c"}
+    found = lost.value.current[at + "in/c"]
+    assert found is not None
+    assert (found.value, found.revision) == (b"new", created)
+    assert lost.value.revision >= created
+    kept = await store.get(at + "b")
+    assert kept is not None
+    assert kept.value == b"2"
+    # Seen from the conflict's own revision nothing is new any more.
+    since = NoneCreated(at + "in/", lost.value.revision)
+    await store.commit(Transaction((), (Put(at + "b", b"3"),), (since,)))
+
+
+async def test_a_key_created_again_is_new(store: Datastore, at: str) -> None:
+    """Deleting a key and writing it anew counts as creating it."""
+    await put(store, at + "in/a", b"1")
+    revision = (await store.list(at)).revision
+    await delete(store, at + "in/a")
+    await put(store, at + "in/a", b"1")
+    with pytest.raises(Conflict):
+        await store.commit(
+            Transaction((), (Put(at + "b", b""),), (NoneCreated(at + "in/", revision),))
+        )
+
+
+async def test_none_created_at_all(store: Datastore, at: str) -> None:
+    """Since revision 0 means that nothing may exist; a transaction's own keys come after that."""
+    guard = NoneCreated(at + "in/", 0)
+    await store.commit(Transaction((), (Put(at + "in/a", b""),), (guard,)))
+    with pytest.raises(Conflict):
+        await store.commit(Transaction((), (Put(at + "in/b", b""),), (guard,)))
+    with pytest.raises(ValueError, match="prefix"):
+        await store.commit(Transaction((), (Put(at + "b", b""),), (NoneCreated("", 0),)))
 
 
 async def test_missing_key(store: Datastore, at: str) -> None:
