@@ -2,7 +2,8 @@
 
 Used by the iptables and ipset drivers and by delegated CNI plugins. A program that does not end in
 its time is killed and reported; nothing here retries. Invariant: when `run` returns or raises (also
-when cancelled), no child of it is left.
+when cancelled), no child of it is left. `feed` is for a program that takes one piece of input after
+another; it stays until `close` (feeder.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
+
+from cymric.kernel.feeder import Feeder, FeedFailed
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -65,9 +68,38 @@ class Commands(Protocol):
         """
         ...
 
+    async def feed(
+        self, argv: Sequence[str], text: str, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        """Have `argv` work on `text` as its next input; it may be kept running for more.
+
+        Returns when it was worked on. Raises CommandFailed if the program refuses it (then it ends,
+        and the next piece meets a new one), cannot be started or takes too long.
+        """
+        ...
+
 
 class HostCommands:
     """The real programs, in the process's own namespaces."""
+
+    def __init__(self) -> None:
+        self._feeders: dict[tuple[str, ...], Feeder] = {}
+
+    def close(self) -> None:
+        """Let the programs that were fed end."""
+        for feeder in self._feeders.values():
+            feeder.close()
+        self._feeders.clear()
+
+    async def feed(
+        self, argv: Sequence[str], text: str, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        """See Commands.feed."""
+        feeder = self._feeders.setdefault(tuple(argv), Feeder(argv))
+        try:
+            await feeder.feed(text, timeout_s)
+        except FeedFailed as error:
+            raise CommandFailed(argv, str(error)) from None
 
     async def run(
         self,
@@ -142,3 +174,9 @@ class FakeCommands:
             raise CommandFailed(argv, "cannot be started: no such program")
         await asyncio.sleep(0)
         return program(argv, stdin)
+
+    async def feed(
+        self, argv: Sequence[str], text: str, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        """See Commands.feed; the program in memory meets each piece anew."""
+        (await self.run(argv, stdin=text)).checked()

@@ -156,7 +156,7 @@ class Table:
         metrics.RESTORES.inc()
         metrics.TABLE_LINES.labels("4", self.name).inc(lines)
         try:
-            (await self._commands.run(self._backend.restore(), stdin=text)).checked()
+            await self._commands.feed(self._backend.restore(), text)
         except CommandFailed:
             metrics.RESTORE_ERRORS.inc()
             log.debug("refused transaction", table=self.name, text=text)

@@ -77,6 +77,7 @@ class CountingCommands(HostCommands):
     """Real programs, run in a namespace of our own; restores are counted."""
 
     def __init__(self, namespace: str) -> None:
+        super().__init__()
         self.restores = 0
         self._prefix = ("ip", "netns", "exec", namespace)
 
@@ -90,6 +91,10 @@ class CountingCommands(HostCommands):
     ) -> Finished:
         self.restores += "restore" in argv[0]
         return await super().run((*self._prefix, *argv), stdin=stdin, timeout_s=timeout_s)
+
+    async def feed(self, argv: Sequence[str], text: str, *, timeout_s: float = 30.0) -> None:
+        self.restores += "restore" in argv[0]
+        await super().feed((*self._prefix, *argv), text, timeout_s=timeout_s)
 
 
 @dataclass
@@ -138,7 +143,9 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     namespace = f"cyflx-c-{secrets.token_hex(3)}"
     subprocess.run(["ip", "netns", "add", namespace], check=True)
     try:
-        yield RealHost(request.param, namespace)
+        real = RealHost(request.param, namespace)
+        yield real
+        real.commands.close()
     finally:
         subprocess.run(["ip", "netns", "del", namespace], check=True)
 
