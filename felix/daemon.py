@@ -120,7 +120,7 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
         while not (desired := source.desired()).is_ready:
             log.warning("datastore is locked (datastoreReady false), waiting")
             await kick.wait()
-        commands = HostCommands()
+        commands = HostCommands()  # what is fed ends with us, for its pipe closes
         found = await find(commands, desired.config.iptables_backend)
         log.info("iptables chosen", variant=found.backend.variant, reason=found.reason)
         await _clean_other_backend(found, commands)

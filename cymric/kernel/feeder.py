@@ -91,10 +91,10 @@ class Feeder:
         poll.register(self._pipe, select.POLLOUT)
         loop = asyncio.get_running_loop()
         while not (found := poll.poll(0)):
-            writable = loop.create_future()
-            loop.add_writer(self._pipe, _settle, writable)
+            is_writable = asyncio.Event()
+            loop.add_writer(self._pipe, is_writable.set)
             try:
-                await writable
+                await is_writable.wait()
             finally:
                 loop.remove_writer(self._pipe)
         if found[0][1] & select.POLLERR:
@@ -126,9 +126,18 @@ class Feeder:
         """Its exit code and what it said."""
         process = self._process
         assert process is not None
-        async with asyncio.timeout(END_WITHIN_S):
-            while process.poll() is None:  # it closed its input, so this is a matter of moments
-                await asyncio.sleep(0.001)
+        loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
+        handle = os.pidfd_open(process.pid)
+        loop.add_reader(handle, has_ended.set)
+        try:
+            async with asyncio.timeout(END_WITHIN_S):
+                await has_ended.wait()
+        except TimeoutError:
+            return "closed its input and did not end"
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
+        process.wait()
         said = os.pread(self._errors, 1 << 20, 0)[-_MOST_ERROR_BYTES:].decode(errors="replace")
         return f"exit code {process.returncode}: {said.strip()}"
 
@@ -153,8 +162,3 @@ class Feeder:
 
     def _reap(self) -> None:
         self._leaving = [process for process in self._leaving if process.poll() is None]
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

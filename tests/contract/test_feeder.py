@@ -13,6 +13,7 @@ import pytest
 
 from cymric.kernel import feeder
 from cymric.kernel.command import CommandFailed, HostCommands
+from tests.support.eventually import eventually
 
 EATER = (
     "while read -r word rest; do case $word in"
@@ -87,8 +88,7 @@ async def test_time_limit_and_cancellation_end_the_program(
     with pytest.raises(CommandFailed, match=r"did not end within 0\.2 s"):
         await commands.feed(eater, "hang\nwrite 1\n", timeout_s=0.2)
     task = asyncio.ensure_future(commands.feed(eater, "hang\nwrite 1\n"))
-    while len(pids(out)) < 2:
-        await asyncio.sleep(0.01)
+    await eventually(lambda: len(pids(out)) == 2)
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
