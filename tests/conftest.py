@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support.etcd import EtcdServer
+
+# A test's time says more of what else the machine does than of the code.
+settings.register_profile("cymric", deadline=None)
+settings.load_profile("cymric")
 
 StartEtcd = Callable[..., EtcdServer]
 
