@@ -55,7 +55,9 @@ class Health:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What is not ready yet."""
+        """What is not ready yet. A daemon that has not said what it must do has not begun."""
+        if not self._is_ready:
+            return ("start",)
         return tuple(name for name, is_ready in self._is_ready.items() if not is_ready)
 
     def respond(self, path: str) -> tuple[int, str] | None:
@@ -65,7 +67,7 @@ class Health:
         if path == "/readiness":
             if self.missing:
                 return 503, "".join(f"not ready: {name}\n" for name in self.missing)
-            return 200, "".join(f"ready: {name}\n" for name in self._is_ready) or "ready\n"
+            return 200, "".join(f"ready: {name}\n" for name in self._is_ready)
         return None
 
 

@@ -227,9 +227,9 @@ def test_flushed_chains_are_repaired(lab: FelixLab, pods: tuple[Pod, Pod]) -> No
     lab.on_node(f"iptables-{lab.backend}", "-F", f"cali-tw-{third.interface}")
     eventually_now(lambda: any(f"-A cali-tw-{third.interface}" in x for x in lab.save("filter")))
     lab.delete_endpoint(third)
-    lab.wait_down(third)
-    assert third.interface not in "".join(lab.save("filter"))
-    assert not lab.on_node("ip", "route", "show", "198.19.16.5/32")
+    lab.wait_down(third)  # which is said first: the rest follows
+    eventually_now(lambda: third.interface not in "".join(lab.save("filter")))
+    eventually_now(lambda: not lab.on_node("ip", "route", "show", "198.19.16.5/32"))
     lab.remove_pod(third)
 
 

@@ -67,6 +67,7 @@ def test_health() -> None:
     """Ready when all that was expected is true; alive while the loop runs."""
     now = 0.0
     health = Health(clock=lambda: now)
+    assert health.respond("/readiness") == (503, "not ready: start\n")
     health.expect("in sync", "first apply")
     health.set_ready("in sync")
     assert health.respond("/readiness") == (503, "not ready: first apply\n")
