@@ -55,9 +55,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 def document(snapshot: Snapshot, audit: Audit, *, version: str) -> dict[str, Any]:
     """The report as a tree. `version` is that of the program."""
     spec = None if snapshot.cluster is None else snapshot.cluster.spec
+    leaked_addresses = frozenset(audit.subjects(Kind.LEAKED_ADDRESS))
     by_address: dict[str, list[dict[str, Any]]] = {}
     for allocation in audit.allocations:
-        by_address.setdefault(str(allocation.address), []).append(_allocation(allocation))
+        address = str(allocation.address)
+        described = _allocation(allocation, is_leaked=address in leaked_addresses)
+        by_address.setdefault(address, []).append(described)
     tree: dict[str, Any] = {
         "version": version,
         "clusterGUID": spec.clusterGUID if spec else "",
@@ -152,7 +155,8 @@ def _common(seen: Sequence[Sequence[T]]) -> tuple[T, ...]:
     return tuple(item for item in first if all(item in other for other in sets))
 
 
-def _allocation(allocation: Allocation) -> dict[str, Any]:
+def _allocation(allocation: Allocation, *, is_leaked: bool) -> dict[str, Any]:
+    """`inUse` is false only for what is surely nobody's: it may be released by this report."""
     attributes = allocation.attributes
     described = {
         "ip": str(allocation.address),
@@ -167,7 +171,7 @@ def _allocation(allocation: Allocation) -> dict[str, Any]:
     tree: dict[str, Any] = {
         name: said for name, said in described.items() if said not in (None, "")
     }
-    tree["inUse"] = bool(allocation.users)
+    tree["inUse"] = bool(allocation.users) or not is_leaked
     if allocation.is_borrowed:
         tree["borrowed"] = True
     return {**tree, "owners": list(allocation.users) or None}

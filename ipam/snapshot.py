@@ -20,7 +20,7 @@ from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.ipam import AllocationBlock, AllocationHandle, BlockAffinity
 from cymric.model.keys import AffinityKey, BlockKey, HandleKey, Key, MalformedKey, ResourceKey
 from cymric.model.net import Address, Network, contains, parse_interface
-from cymric.model.resources import ClusterInformation, IPPool
+from cymric.model.resources import ClusterInformation, IPPool, Node
 
 PREFIX = "/calico/"
 """What one listing has to cover: resources and IPAM both lie below."""
@@ -64,7 +64,8 @@ class Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What etcd said at `revision`. `uses` are of endpoints and tunnels, readable or not.
+    """What etcd said at `revision`. `uses` are of endpoints and tunnels, readable or not;
+    `nodes` are all that exist, `node_labels` of those that can be read.
 
     `unreadable` tells by key why a value cannot be read; `blind` are the endpoints and nodes among
     these of which not even the addresses are known. `revisions` are those that last wrote a key.
@@ -76,6 +77,7 @@ class Snapshot:
     handles: Mapping[str, AllocationHandle]
     pools: Mapping[str, IPPool]
     nodes: frozenset[str]
+    node_labels: Mapping[str, Mapping[str, str]]
     endpoints: Mapping[ResourceKey, WorkloadEndpoint]
     uses: tuple[Use, ...]
     cluster: ClusterInformation | None
@@ -135,6 +137,7 @@ def read(pairs: Iterable[Pair], revision: int) -> Snapshot:
         handles={key.handle_id: value for key, value in found.get(AllocationHandle, {}).items()},
         pools={key.name: value for key, value in found.get(IPPool, {}).items()},
         nodes=frozenset(nodes),
+        node_labels={key.name: value.labels for key, value in found.get(Node, {}).items()},
         endpoints=found.get(WorkloadEndpoint, {}),
         uses=tuple(uses),
         cluster=clusters.get(ResourceKey("ClusterInformation", "default")),

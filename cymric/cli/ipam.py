@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from cymric.cli import output, utilization
+from cymric.cli.collection import collect
 from cymric.cli.ipam_check import check
+from cymric.cli.ipam_configure import configure
+from cymric.cli.ipam_release import release
 from cymric.cli.objects import Objects
+from cymric.cli.pool_migration import migrate
+from cymric.cli.pool_split import split
 from cymric.cli.session import Session
 from cymric.datastore.api import Datastore
 from cymric.model import codec, keys
@@ -20,7 +28,8 @@ def group() -> None:
     """Addresses: what is given, and to whom."""
 
 
-group.add_command(check)
+for _command in (check, release, configure, split, migrate, collect):
+    group.add_command(_command)
 
 
 @group.command("show")
@@ -67,8 +76,13 @@ async def _show_usage(store: Datastore, *, with_blocks: bool) -> None:
 
 
 async def _show_borrowed(store: Datastore) -> None:
-    rows = utilization.borrowed_rows(await blocks_of(store))
-    output.boxed(utilization.BORROWED_HEADINGS, rows)
+    blocks = await blocks_of(store)
+    output.boxed(utilization.BORROWED_HEADINGS, utilization.borrowed_rows(blocks))
+    if unknown := utilization.without_node(blocks):
+        click.echo(
+            f"\nNote: found {unknown} IP allocations without an explicit node association. "
+            "Unable to determine if they are borrowed."
+        )
 
 
 async def _show_configuration(store: Datastore) -> None:
@@ -100,9 +114,15 @@ async def _show_address(store: Datastore, address: Address) -> None:
         click.echo(f"IP {address} is in use\nHandle ID: {holder.handle or '<none>'}")
         if not holder.attributes:
             click.echo("No Active Owner attributes defined")
-            return
-        click.echo("Active Owner Attributes:")
-        for name, value in sorted(holder.attributes.items()):
-            click.echo(f"  {name}: {value}")
+        _echo_attributes("Active Owner Attributes", holder.attributes)
+        others = holder.alternateOwnerAttrs
+        _echo_attributes("Alternate Owner Attributes", others if isinstance(others, dict) else {})
         return
     click.echo(f"{address} is not assigned")
+
+
+def _echo_attributes(heading: str, attributes: Mapping[str, Any]) -> None:
+    if attributes:
+        click.echo(f"{heading}:")
+    for name, value in sorted(attributes.items()):
+        click.echo(f"  {name}: {value}")

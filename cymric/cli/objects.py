@@ -204,6 +204,10 @@ class Objects:
             landed = read.revision  # the answer was lost, the write was not
         return _with_version(tree, landed)
 
+    def fresh(self, kind: Kind, tree: Tree) -> Tree:
+        """`tree` as a new object is stored, with no look at what else there is. Raises Invalid."""
+        return self._stamped(self._conform(kind, tree).tree)
+
     def _conform(self, kind: Kind, tree: Tree) -> schema.Conformed:
         """The tree in stored form, told its name and namespace. Raises Invalid on wrong types."""
         done = schema.conform({"spec": {}, "metadata": {}, **tree}, kind.fields)

@@ -92,6 +92,19 @@ async def initialise(objects: Objects, plan: Plan, seen: Sequence[Interface]) ->
     return [line for line in done if line]
 
 
+async def set_ready(objects: Objects, *, is_ready: bool) -> None:
+    """Unlock or lock the datastore; ClusterInformation is written if there is none yet."""
+
+    def change(stored: Tree | None) -> Tree | None:
+        tree = _cluster_information(stored) or stored
+        assert tree is not None
+        if stored is not None and stored["spec"].get("datastoreReady") is is_ready:
+            return None
+        return {**tree, "spec": {**tree["spec"], "datastoreReady": is_ready}}
+
+    await _ensure(objects, "ClusterInformation", "default", change)
+
+
 def write_nodename(path: Path, name: str) -> None:
     """Keep the node's name in a file, whole or not at all."""
     if path.exists() and path.read_text().strip() == name:

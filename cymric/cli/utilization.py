@@ -78,8 +78,16 @@ def borrowed_rows(blocks: Sequence[AllocationBlock]) -> list[tuple[str, ...]]:
             pod = attributes.get("pod", "")
             whom = f"{attributes.get('namespace', '')}/{pod}" if pod else kind
             address = str(block.address(ordinal))
-            lines.append((address, node, block.cidr, owner or "", kind or "pod", whom))
+            row = (address, node, block.cidr, owner or "", "pod" if pod else kind, whom)
+            lines.append(row)
     return lines
+
+
+def without_node(blocks: Sequence[AllocationBlock]) -> int:
+    """How many addresses say nothing of the node that holds them (very old ones)."""
+    return sum(
+        1 for block in blocks for _, holder in block.held() if not holder.attributes.get("node")
+    )
 
 
 def _row(grouping: str, network: Network, total: int, in_use: int) -> Row:

@@ -5,132 +5,26 @@ What is stored is read back raw, past everything that is tested here.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from cymric.cli.main import cli
 from cymric.cli.session import Session
 from cymric.datastore import api
 from cymric.datastore.memory import MemoryDatastore
 from tests.conftest import StartEtcd
-from tests.support.etcd import EtcdServer, make_certificates
+from tests.support.cymric_cli import RESOURCES, Cymric, InEtcd, InMemory, pool, resource
+from tests.support.etcd import make_certificates
 
-RESOURCES = "/calico/resources/v3/projectcalico.org"
 POOL = f"{RESOURCES}/ippools/main"
 BLOCK = "/calico/ipam/v2/assignment/ipv4/block/10.244.0.0-26"
 AFFINITY = "/calico/ipam/v2/host/node1/ipv4/block/10.244.0.0-26"
-
-
-class Raw(Protocol):
-    """The datastore without Cymric: what is stored, and a foreign hand that writes."""
-
-    def get(self, key: str) -> str | None:
-        """The value of a key, None if it does not exist."""
-        ...
-
-    def put(self, key: str, value: str) -> None:
-        """Write a key."""
-        ...
-
-
-@dataclass
-class Cymric:
-    """The command line on one datastore."""
-
-    raw: Raw
-    session: Session
-
-    def __call__(self, *arguments: str, stdin: object = None) -> Result:
-        """Run a command; `stdin` that is no text is given as JSON."""
-        text = stdin if isinstance(stdin, str) or stdin is None else json.dumps(stdin)
-        return CliRunner().invoke(cli, arguments, input=text, obj=self.session)
-
-    def ok(self, *arguments: str, stdin: object = None) -> str:
-        """What a command printed; it must succeed."""
-        result = self(*arguments, stdin=stdin)
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    def refused(self, *arguments: str, stdin: object = None) -> str:
-        """What a command said on refusing, in one line."""
-        result = self(*arguments, stdin=stdin)
-        assert result.exit_code == 1, result.output
-        return " ".join(result.stderr.split())
-
-    def stored(self, key: str) -> dict[str, Any]:
-        """What is stored under a key."""
-        value = self.raw.get(key)
-        assert value is not None, f"nothing at {key}"
-        tree: dict[str, Any] = json.loads(value)
-        return tree
-
-
-class _InMemory:
-    def __init__(self, store: MemoryDatastore) -> None:
-        self._store = store
-
-    def get(self, key: str) -> str | None:
-        read = asyncio.run(self._store.get(key))
-        return None if read is None else read.value.decode()
-
-    def put(self, key: str, value: str) -> None:
-        asyncio.run(api.put(self._store, key, value.encode()))
-
-
-class _InEtcd:
-    def __init__(self, server: EtcdServer) -> None:
-        self._server = server
-
-    def get(self, key: str) -> str | None:
-        lines = self._server.etcdctl("get", "--print-value-only", key)
-        return lines.removesuffix("\n") or None
-
-    def put(self, key: str, value: str) -> None:
-        self._server.etcdctl("put", key, value)
-
-
-@pytest.fixture(scope="module")
-def own_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """An etcd for this file alone: it is emptied before each test."""
-    server = EtcdServer(tmp_path_factory.mktemp("cycli")).start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
-def cymric(request: pytest.FixtureRequest, tmp_path: Path) -> Cymric:
-    """The command line on an empty datastore."""
-    nowhere = tmp_path / "none"
-    if request.param == "memory":
-        store = MemoryDatastore()
-        return Cymric(_InMemory(store), Session(store=store, environ={}, calicoctl_file=nowhere))
-    server: EtcdServer = request.getfixturevalue("own_etcd")
-    server.etcdctl("del", "--prefix", "/calico/")
-    environ = {"ETCD_ENDPOINTS": server.endpoint}
-    return Cymric(_InEtcd(server), Session(environ=environ, calicoctl_file=nowhere))
-
-
-def resource(kind: str, name: str, spec: Mapping[str, object], **metadata: object) -> Any:
-    """An object as a user writes it."""
-    return {
-        "kind": kind,
-        "apiVersion": "projectcalico.org/v3",
-        "metadata": {"name": name, **metadata},
-        "spec": dict(spec),
-    }
-
-
-def pool(cidr: str = "10.244.0.0/16", name: str = "main", **spec: object) -> Any:
-    return resource("IPPool", name, {"cidr": cidr, **spec})
 
 
 def without_identity(value: str) -> str:
@@ -436,7 +330,7 @@ def test_certificates_in_calicoctls_file(start_etcd: StartEtcd, tmp_path: Path) 
     }
     path = tmp_path / "calicoctl.cfg"
     path.write_text(yaml.safe_dump({"kind": "CalicoAPIConfig", "spec": spec}))
-    cymric = Cymric(_InEtcd(server), Session(environ={}))
+    cymric = Cymric(InEtcd(server), Session(environ={}))
     cymric.ok("--config", str(path), "apply", "-f", "-", stdin=resource("Node", "n1", {}))
     assert cymric.ok("-c", str(path), "get", "node", "-o", "name") == "node/n1\n"
     assert cymric.stored(f"{RESOURCES}/nodes/n1")["kind"] == "Node"
@@ -570,7 +464,7 @@ def test_ipam_show(cymric: Cymric) -> None:
 def test_apply_tries_again_when_others_write() -> None:
     """Apply lands although another writes the object between its read and its write."""
     store = _Meddled(times=3)
-    cymric = Cymric(_InMemory(store), Session(store=store, environ={}))
+    cymric = Cymric(InMemory(store), Session(store=store, environ={}))
     cymric.ok("apply", "-f", "-", stdin=resource("Node", "n", {}, labels={"from": "us"}))
     stored = cymric.stored(f"{RESOURCES}/nodes/n")
     assert stored["metadata"]["labels"] == {"from": "us"}
@@ -580,7 +474,7 @@ def test_apply_tries_again_when_others_write() -> None:
 def test_apply_gives_up_after_five_tries() -> None:
     """Apply does not try for ever: it says that others keep changing the object."""
     store = _Meddled(times=5)
-    cymric = Cymric(_InMemory(store), Session(store=store, environ={}))
+    cymric = Cymric(InMemory(store), Session(store=store, environ={}))
     said = cymric.refused("apply", "-f", "-", stdin=resource("Node", "n", {}))
     assert "others kept changing it, 5 times" in said
 
@@ -588,7 +482,7 @@ def test_apply_gives_up_after_five_tries() -> None:
 def test_a_lost_answer_is_looked_up() -> None:
     """A write whose answer is lost counts as done when the datastore shows it."""
     store = MemoryDatastore()
-    cymric = Cymric(_InMemory(store), Session(store=store, environ={}))
+    cymric = Cymric(InMemory(store), Session(store=store, environ={}))
     store.lose_answers()
     cymric.ok("create", "-f", "-", stdin=resource("Node", "n", {}))
 
