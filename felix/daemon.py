@@ -1,9 +1,9 @@
 """Felix: enforces on one node what the datastore says, and knows which endpoints are complete.
 
-    etcd ─ syncer ─▶ calculation ─▶ desired ─▶ ┌ sets ────▶ ipset restore
-                                               │ tables ──▶ iptables-restore
-    kernel ─ link events ─▶ interfaces ──────▶ │ routes ──▶ netlink
-                                               └ status ──▶ files that cnid waits for
+    etcd ─ syncer ──┐▶ calculation ─▶ desired ─▶ ┌ sets ────▶ ipset restore
+    cnid ─ handoff ─┘                            │ tables ──▶ iptables-restore
+    kernel ─ link events ─▶ interfaces ────────▶ │ routes ──▶ netlink
+                                                 └ status ──▶ files that cnid waits for
 
 Ready means: in sync with the datastore, and applied once. A restart finds chains by hash, sets by
 name and routes by protocol number and interface, and writes only what differs. When it stops, the
@@ -15,38 +15,41 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from cymric.datastore.api import Datastore
 from cymric.datastore.etcd import open_datastore
 from cymric.datastore.syncer import Syncer, Update
-from cymric.kernel.addresses import ipv4_by_interface
+from cymric.kernel.addresses import by_interface
 from cymric.kernel.command import Commands, HostCommands
 from cymric.kernel.netlink import Netlink
 from cymric.kernel.routes import RouteTable
-from cymric.model.keys import resource_prefix
+from cymric.model.endpoints import WorkloadEndpoint
+from cymric.model.keys import Key, ResourceKey, resource_prefix
 from cymric.runtime.daemon import run_daemon
 from cymric.runtime.health import Health
 from cymric.runtime.pacing import Kick
 from cymric.runtime.settings import Settings
 from felix import metrics
 from felix.calc.config import FelixConfig
-from felix.calc.state import KINDS, Calculation
-from felix.calc.values import Desired
+from felix.calc.state import KINDS, Calculation, HintRefused
+from felix.calc.values import Desired, Endpoint, EndpointId
 from felix.dataplane.conntrack import Conntrack
 from felix.dataplane.endpoints import EndpointManager, RouteOwnership
 from felix.dataplane.interfaces import Interfaces
 from felix.dataplane.loop import Dataplane, Drivers
 from felix.dataplane.status import StatusFiles
 from felix.dataplane.sysctls import Sysctls
+from felix.handoff import Handoff
 from felix.ipset.sets import IPSets
-from felix.iptables.backend import Backend, Found, find
+from felix.iptables.backend import Backend, find, leftover_tables
 from felix.iptables.table import CheckIntervals, Table
 from felix.rules.rule import TableContent
 from felix.rules.tables import TABLES
 
+SOCKET_NAME = "felix.sock"
 IN_SYNC, APPLIED = "in sync with the datastore", "data plane applied"
 
 log = structlog.get_logger()
@@ -75,22 +78,86 @@ class Reporter:
             gauge.set(desired.count_by_kind.get(kind, 0))
 
 
-class Source:
-    """The datastore's side: feeds the calculation and kicks the data plane."""
+class Stopwatch:
+    """How long endpoints take from the first word of them to their status file."""
 
-    def __init__(self, calculation: Calculation, kick: Kick, health: Health) -> None:
+    MOST = 4096
+    """Endpoints that are never complete are forgotten, the oldest first."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._heard: dict[EndpointId, tuple[float, str]] = {}
+
+    def heard(self, value: WorkloadEndpoint, source: str) -> None:
+        """A new endpoint is told of."""
+        spec = value.spec
+        endpoint_id = EndpointId(spec.orchestrator, value.workload_id, spec.endpoint)
+        self._heard.setdefault(endpoint_id, (self._clock(), source))
+        if len(self._heard) > self.MOST:
+            del self._heard[next(iter(self._heard))]
+
+    def up(self, endpoint: Endpoint) -> None:
+        """It is complete."""
+        if found := self._heard.pop(endpoint.id, None):
+            started_s, source = found
+            metrics.PROGRAMMED.labels(source).observe(self._clock() - started_s)
+
+
+class Source:
+    """The side of datastore and hints: feeds the calculation and kicks the data plane."""
+
+    def __init__(
+        self,
+        calculation: Calculation,
+        kick: Kick,
+        health: Health,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._calculation = calculation
         self._kick = kick
         self._health = health
         self._reporter = Reporter()
+        self.stopwatch = Stopwatch(clock)
         self.in_sync = asyncio.Event()
+
+    def hint(self, key: ResourceKey, value: WorkloadEndpoint) -> bool:
+        """An endpoint that will be stored soon. Raises HintRefused."""
+        if not self.in_sync.is_set():
+            raise HintRefused("not in sync with the datastore yet")
+        is_new = self._calculation.hint(key, value)
+        if is_new:
+            self.stopwatch.heard(value, "hint")
+            self._kick()
+        return is_new
+
+    def end_hint(self, key: ResourceKey) -> bool:
+        """It will not be stored."""
+        had_one = self._calculation.end_hint(key)
+        if had_one:
+            self._kick()
+        return had_one
+
+    @property
+    def hint_count(self) -> int:
+        """How many hints stand."""
+        return self._calculation.hint_count
 
     def on_updates(self, updates: Sequence[Update]) -> None:
         """Store a batch."""
-        for update in updates:
-            self._calculation.on_update(update.key, update.value)
+        for key, value in ((update.key, update.value) for update in updates):
+            if isinstance(value, WorkloadEndpoint) and self._is_new(key, value):
+                self.stopwatch.heard(value, "datastore")
+            self._calculation.on_update(key, value)
         metrics.UPDATES.inc(len(updates))
         self._kick()
+
+    def _is_new(self, key: Key, value: WorkloadEndpoint) -> bool:
+        return (
+            self.in_sync.is_set()
+            and isinstance(key, ResourceKey)
+            and value.spec.node == self._calculation.node_name
+            and not self._calculation.has_endpoint(key)
+        )
 
     def on_in_sync(self) -> None:
         """The whole picture has been seen."""
@@ -111,11 +178,14 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
     health.expect(IN_SYNC, APPLIED)
     metrics.RESYNC_STATE.set(1)
     kick = Kick()
-    source = Source(Calculation(settings.node_name, os.environ), kick, health)
+    has_ipv6 = Sysctls().has_ipv6
+    calculation = Calculation(settings.node_name, os.environ, has_ipv6=has_ipv6)
+    source = Source(calculation, kick, health)
     prefixes = [resource_prefix(kind) for kind in KINDS]
     syncer = Syncer(store, prefixes, source.on_updates, source.on_in_sync)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(syncer.run(), name="syncer")
+        tasks.create_task(Handoff(source).serve(settings.run_dir / SOCKET_NAME), name="handoff")
         await source.in_sync.wait()
         while not (desired := source.desired()).is_ready:
             log.warning("datastore is locked (datastoreReady false), waiting")
@@ -123,8 +193,11 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
         commands = HostCommands()  # what is fed ends with us, for its pipe closes
         found = await find(commands, desired.config.iptables_backend)
         log.info("iptables chosen", variant=found.backend.variant, reason=found.reason)
-        await _clean_other_backend(found, commands)
-        drivers = build_drivers(desired.config, found.backend, settings, commands)
+        for version in desired.config.ip_versions:
+            await _clean_other_backend(found.backend.of(version), commands)
+        drivers = build_drivers(
+            desired.config, found.backend, settings, commands, source.stopwatch.up
+        )
         await Dataplane(
             drivers,
             source.desired,
@@ -135,7 +208,11 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
 
 
 def build_drivers(
-    config: FelixConfig, backend: Backend, settings: Settings, commands: Commands
+    config: FelixConfig,
+    backend: Backend,
+    settings: Settings,
+    commands: Commands,
+    on_up: Callable[[Endpoint], None],
 ) -> Drivers:
     """All that writes to the kernel of the network namespace we are in."""
     clock = time.monotonic
@@ -151,7 +228,7 @@ def build_drivers(
     )
     return Drivers(
         config=config,
-        addresses=ipv4_by_interface,
+        addresses=by_interface,
         interfaces=interfaces,
         ipsets=IPSets(
             commands,
@@ -160,8 +237,11 @@ def build_drivers(
             max_size=config.max_ipset_size,
         ),
         tables={
-            name: Table(name, backend, commands, clock=clock, intervals=intervals)
-            for name in TABLES
+            version: {
+                name: Table(name, backend.of(version), commands, clock=clock, intervals=intervals)
+                for name in TABLES
+            }
+            for version in config.ip_versions
         },
         endpoints=EndpointManager(
             config=config,
@@ -171,16 +251,17 @@ def build_drivers(
             ownership=ownership,
             sysctls=sysctls,
             status=StatusFiles(settings.endpoint_status_dir),
+            on_up=on_up,
         ),
         conntrack=Conntrack(commands),
         sysctls=sysctls,
     )
 
 
-async def _clean_other_backend(found: Found, commands: Commands) -> None:
+async def _clean_other_backend(backend: Backend, commands: Commands) -> None:
     """Rules that an earlier run left with the other iptables would still judge every packet."""
-    for name in found.leftover_tables:
-        table = Table(name, found.other, commands, clock=time.monotonic)
+    for name in await leftover_tables(commands, backend.other):
+        table = Table(name, backend.other, commands, clock=time.monotonic)
         table.want(TableContent(name))
         log.warning("removing our rules from the other iptables", table=name)
         await table.apply()

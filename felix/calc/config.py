@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from typing import Any
+
+from cymric.model.net import parse_network
 
 ANNOTATION_PREFIX = "config.projectcalico.org/"
 ENVIRONMENT_PREFIX = "felix_"
@@ -43,8 +45,21 @@ class FelixConfig:
     service_loop_prevention: str = "drop"
     device_route_protocol: int = 3
     normal_route_priority: int = 1024
+    normal_route_priority_ipv6: int = 1024
     ip_forwarding: str = "enabled"
     log_prefix: str = "calico-packet"
+    ipv6_support: bool = True
+    floating_ips: str = "disabled"
+    workload_source_spoofing: str = "disabled"
+
+    @property
+    def ip_versions(self) -> tuple[int, ...]:
+        """The families in use."""
+        return (4, 6) if self.ipv6_support else (4,)
+
+    def route_priority(self, ip_version: int) -> int:
+        """The metric of routes to workloads."""
+        return self.normal_route_priority if ip_version == 4 else self.normal_route_priority_ipv6
 
     def is_workload_interface(self, name: str) -> bool:
         """Whether an interface of that name belongs to a workload."""
@@ -139,7 +154,7 @@ def _port_range(text: str) -> str:
 
 
 def _cidrs(text: str) -> tuple[str, ...]:
-    return tuple(str(IPv4Network(part.strip())) for part in text.split(",") if ":" not in part)
+    return tuple(str(parse_network(part.strip())) for part in text.split(","))
 
 
 PARAMETERS: Mapping[str, Parameter] = {
@@ -179,6 +194,10 @@ PARAMETERS: Mapping[str, Parameter] = {
     ),
     "deviceRouteProtocol": Parameter("device_route_protocol", _whole(1, 255)),
     "ipv4NormalRoutePriority": Parameter("normal_route_priority", _whole(1, 2147483646)),
+    "ipv6NormalRoutePriority": Parameter("normal_route_priority_ipv6", _whole(1, 2147483646)),
+    "ipv6Support": Parameter("ipv6_support", _truth),
+    "floatingIPs": Parameter("floating_ips", _one_of("enabled", "disabled")),
+    "workloadSourceSpoofing": Parameter("workload_source_spoofing", _one_of("any", "disabled")),
     "ipForwarding": Parameter("ip_forwarding", _one_of("enabled", "disabled")),
     "logPrefix": Parameter("log_prefix", lambda text: re.sub(r'["\\\n]', "_", text)[:27]),
 }

@@ -40,17 +40,17 @@ def missing(name: str) -> ProfileRules:
     return ProfileRules(name, None, None)
 
 
-def convert(profile: Profile) -> tuple[ProfileRules, str | None]:
-    """The rules, and why they are not as written (None if they are)."""
+def convert(profile: Profile, ip_version: int = 4) -> tuple[ProfileRules, str | None]:
+    """The rules for one family, and why they are not as written (None if they are)."""
     name = profile.metadata.name
-    inbound, in_trouble = _direction("ingress", profile.spec.ingress)
-    outbound, out_trouble = _direction("egress", profile.spec.egress)
+    inbound, in_trouble = _direction("ingress", profile.spec.ingress, ip_version)
+    outbound, out_trouble = _direction("egress", profile.spec.egress, ip_version)
     troubles = "; ".join(text for text in (in_trouble, out_trouble) if text)
     return ProfileRules(name, inbound, outbound), troubles or None
 
 
 def _direction(
-    word: str, rules: Sequence[Mapping[str, Any]]
+    word: str, rules: Sequence[Mapping[str, Any]], ip_version: int
 ) -> tuple[tuple[Verdict, ...] | None, str | None]:
     verdicts: list[Verdict] = []
     for number, rule in enumerate(rules, start=1):
@@ -60,6 +60,6 @@ def _direction(
         if used or version not in (None, 4, 6) or verdict is None:
             what = f"matches on {', '.join(used)}" if used else "cannot be read"
             return None, f"{word} rule {number} {what}, so {word} drops everything"
-        if version != 6:
+        if version in (None, ip_version):
             verdicts.append(verdict)
     return tuple(verdicts), None

@@ -1,22 +1,24 @@
 """The calculation: updates in, the whole desired state of this node out.
 
-`on_update` only stores; `desired` works out everything from what is stored now, so the order and
-number of updates never matter. An object that is None (gone or unreadable) counts as absent; one
-that makes no sense here is left out and named in `problems`. Of two endpoints on one interface the
-lexically first id counts. Policies and host endpoints cannot be enforced yet; they are listed, for
+`on_update` only stores and marks; `desired` works out what is marked and keeps the rest, so the
+order and number of updates never matter, and one more pod does not cost the work of all. An object
+that is None (gone or unreadable) counts as absent; one that makes no sense here is left out and
+named in `problems`. Policies and host endpoints cannot be enforced yet; they are listed, for
 nothing may be weaker than written in silence.
+
+Endpoints may be hinted at before the datastore tells of them (`hint`). A hint stands only where
+nothing is stored, and ends as soon as the datastore says anything about its key.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
+from dataclasses import replace
 from typing import TypeVar
 
 from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.keys import Key, ResourceKey
-from cymric.model.net import is_ipv4
+from cymric.model.net import Network, host_network, parse_interface, parse_network
 from cymric.model.resources import (
     DEFAULT_ALLOW_PROFILE,
     BGPConfiguration,
@@ -28,7 +30,8 @@ from cymric.model.resources import (
 )
 from felix.calc import profiles
 from felix.calc.config import FelixConfig, Source, from_environment, from_object, settle
-from felix.calc.values import Desired, Endpoint, EndpointId, Problem, ProfileRules
+from felix.calc.endpoints import LocalEndpoints
+from felix.calc.values import Desired, Problem, ProfileRules
 
 KINDS = (
     "BGPConfiguration",
@@ -45,81 +48,131 @@ KINDS = (
 """What felix reads from the datastore."""
 
 UNENFORCED_KINDS = frozenset({"GlobalNetworkPolicy", "HostEndpoint", "NetworkPolicy"})
+_ENDPOINT = "WorkloadEndpoint"
 
 T = TypeVar("T")
+_Profiles = Mapping[str, ProfileRules]
 
-_INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
-_MAC = re.compile(r"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
-_PROFILE = re.compile(r"[A-Za-z0-9._-]{1,253}")
+
+class HintRefused(ValueError):
+    """Why a hint does not stand."""
 
 
 class Calculation:
-    """See the chapter."""
+    """See the chapter. Without `has_ipv6` the kernel knows only IPv4, whatever is configured."""
 
-    def __init__(self, node_name: str, environment: Mapping[str, str]) -> None:
-        self._node_name = node_name
+    def __init__(
+        self, node_name: str, environment: Mapping[str, str], *, has_ipv6: bool = True
+    ) -> None:
+        self.node_name = node_name
         self._environment: Source = from_environment(environment)
+        self._has_ipv6 = has_ipv6
         self._objects: dict[str, dict[ResourceKey, object]] = {kind: {} for kind in KINDS}
-        self._endpoint_by_key: dict[ResourceKey, Endpoint] = {}
         self._others: set[ResourceKey] = set()
-        self._desired: Desired | None = None
+        self._hints: dict[ResourceKey, WorkloadEndpoint] = {}
+        self._endpoints = LocalEndpoints()
+        self._config = FelixConfig()
+        self._config_problems: tuple[Problem, ...] = ()
+        self._profiles: tuple[_Profiles, _Profiles] = ({}, {})
+        self._profile_problems: tuple[Problem, ...] = ()
+        self._profile_names: frozenset[str] = frozenset()
+        self._dirty = set(KINDS)
+        self._desired = Desired()
 
     def on_update(self, key: Key, value: object | None) -> None:
         """Store one object, or forget it (None)."""
         if not isinstance(key, ResourceKey) or key.kind not in self._objects:
             return
         objects = self._objects[key.kind]
-        if isinstance(value, WorkloadEndpoint) and value.spec.node != self._node_name:
+        if isinstance(value, WorkloadEndpoint) and value.spec.node != self.node_name:
             # Endpoints of other nodes are counted only; a large cluster has very many.
             self._others.add(key)
-            self._endpoint_by_key.pop(key, None)
-            if objects.pop(key, None) is not None:
-                self._desired = None
-            return
-        self._others.discard(key)
+            value = None
+        else:
+            self._others.discard(key)
+        was_hinted = self._hints.pop(key, None) is not None
         before = objects.get(key)
         if value is None:
             objects.pop(key, None)
-            self._endpoint_by_key.pop(key, None)
         else:
             objects[key] = value
-            if isinstance(value, WorkloadEndpoint):
-                self._endpoint_by_key[key] = _to_endpoint(value)
-        if before != value:
-            self._desired = None
+        if before != value or was_hinted:
+            self._dirty.add(key.kind)
+            if key.kind == _ENDPOINT:
+                self._endpoints.put(key, value if isinstance(value, WorkloadEndpoint) else None)
+
+    def hint(self, key: ResourceKey, value: WorkloadEndpoint) -> bool:
+        """Take an endpoint as if it were stored; False if it is. Raises HintRefused."""
+        if value.spec.node != self.node_name:
+            raise HintRefused(f"the endpoint is on node {value.spec.node}, not here")
+        stored = self._objects[_ENDPOINT].get(key)
+        if stored == value:
+            return False
+        if stored is not None or key in self._others:
+            raise HintRefused("another value is stored")
+        self._hints[key] = value
+        self._endpoints.put(key, value)
+        self._dirty.add(_ENDPOINT)
+        return True
+
+    def end_hint(self, key: ResourceKey) -> bool:
+        """Forget a hint; False if the datastore has spoken since, or there was none."""
+        if self._hints.pop(key, None) is None:
+            return False
+        self._endpoints.put(key, None)
+        self._dirty.add(_ENDPOINT)
+        return True
+
+    def has_endpoint(self, key: ResourceKey) -> bool:
+        """Whether an endpoint of this node is stored or hinted at under `key`."""
+        return key in self._hints or key in self._objects[_ENDPOINT]
+
+    @property
+    def hint_count(self) -> int:
+        """How many hints stand."""
+        return len(self._hints)
 
     def desired(self) -> Desired:
         """The whole picture; the same object again while nothing has changed."""
-        if self._desired is None:
-            self._desired = self._work_out()
+        if self._dirty:
+            self._work_out(self._dirty)
+            self._dirty = set()
         return self._desired
 
-    def _work_out(self) -> Desired:
-        problems: list[Problem] = []
-        config = self._config(problems)
-        endpoints = self._endpoints(config, problems)
-        pools = [pool for pool in self._of("IPPool", IPPool) if is_ipv4(pool.spec.network)]
-        return Desired(
-            config=config,
-            is_ready=self._is_ready(),
-            endpoints=endpoints,
-            profiles=self._profiles(endpoints, problems),
-            pools=frozenset(
-                str(pool.spec.network)
-                for pool in pools
-                if tuple(pool.spec.allowed_uses) != ("LoadBalancer",)
+    def _work_out(self, dirty: set[str]) -> None:
+        before = self._desired
+        if "FelixConfiguration" in dirty:
+            self._work_out_config()
+            dirty |= {"Node"}  # its external nodes
+        config = self._config
+        self._endpoints.configure(config)
+        endpoints = self._endpoints.all
+        names = self._endpoints.profiles
+        if "Profile" in dirty or names != self._profile_names:
+            self._work_out_profiles(names)
+        changes: dict[str, object] = {
+            "config": config,
+            "endpoints": endpoints,
+            "profiles": self._profiles[0],
+            "profiles_ipv6": self._profiles[1],
+            "problems": tuple(
+                sorted((*self._config_problems, *self._endpoints.problems, *self._profile_problems))
             ),
-            masquerade_pools=frozenset(
-                str(pool.spec.network) for pool in pools if pool.spec.nat_outgoing
-            ),
-            hosts=frozenset({*self._host_addresses(), *config.external_nodes}),
-            service_cidrs=self._service_cidrs(),
-            problems=tuple(sorted(problems)),
-            unenforced=tuple(
+            "count_by_kind": self._counts(),
+        }
+        if "ClusterInformation" in dirty:
+            changes["is_ready"] = self._is_ready()
+        if "IPPool" in dirty:
+            changes |= self._pools()
+        if "Node" in dirty:
+            changes["hosts"] = frozenset(self._hosts(config))
+        if "BGPConfiguration" in dirty:
+            changes["service_cidrs"] = self._service_cidrs()
+        if dirty & UNENFORCED_KINDS:
+            changes["unenforced"] = tuple(
                 sorted(str(key) for kind in UNENFORCED_KINDS for key in self._objects[kind])
-            ),
-            count_by_kind=self._counts(),
-        )
+            )
+        self._desired = replace(before, **changes)  # type: ignore[arg-type]
 
     def _of(self, kind: str, type_: type[T]) -> Iterable[T]:
         objects = self._objects[kind]
@@ -130,26 +183,27 @@ class Calculation:
 
     def _counts(self) -> dict[str, int]:
         counts = {kind: len(objects) for kind, objects in self._objects.items()}
-        counts["WorkloadEndpoint"] += len(self._others)
+        counts[_ENDPOINT] += len(self._others)
         return counts
 
-    def _config(self, problems: list[Problem]) -> FelixConfig:
+    def _work_out_config(self) -> None:
         sources = [self._environment]
-        found = {item.metadata.name: item for item in self._of_config()}
-        for name in (f"node.{self._node_name}", "default"):
+        problems = []
+        found = {
+            item.metadata.name: item for item in self._of("FelixConfiguration", FelixConfiguration)
+        }
+        for name in (f"node.{self.node_name}", "default"):
             if item := found.pop(name, None):
                 sources.append(from_object(name, item.spec, item.annotations))
         for name in found:
             if not name.startswith("node."):
-                problems.append(
-                    Problem(f"FelixConfiguration {name}", "scoped by selector: ignored")
-                )
+                reason = "scoped by selector: ignored"
+                problems.append(Problem(f"FelixConfiguration {name}", reason))
         config, rejected = settle(sources)
         problems.extend(Problem(subject, reason) for subject, reason in rejected)
-        return config
-
-    def _of_config(self) -> Iterable[FelixConfiguration]:
-        return self._of("FelixConfiguration", FelixConfiguration)
+        if not self._has_ipv6:
+            config = replace(config, ipv6_support=False)
+        self._config, self._config_problems = config, tuple(problems)
 
     def _is_ready(self) -> bool:
         return all(
@@ -157,39 +211,46 @@ class Calculation:
             for info in self._of("ClusterInformation", ClusterInformation)
         )
 
-    def _endpoints(self, config: FelixConfig, problems: list[Problem]) -> tuple[Endpoint, ...]:
-        by_interface: dict[str, Endpoint] = {}
-        for endpoint in sorted(self._endpoint_by_key.values(), key=lambda item: str(item.id)):
-            if reason := _why_not(endpoint, config):
-                problems.append(Problem(f"WorkloadEndpoint {endpoint.id}", reason))
-            elif (first := by_interface.setdefault(endpoint.interface, endpoint)) is not endpoint:
-                reason = f"{endpoint.interface} already belongs to {first.id}"
-                problems.append(Problem(f"WorkloadEndpoint {endpoint.id}", reason))
-        return tuple(by_interface[name] for name in sorted(by_interface))
-
-    def _profiles(
-        self, endpoints: Iterable[Endpoint], problems: list[Problem]
-    ) -> dict[str, ProfileRules]:
-        found: dict[str, ProfileRules] = {}
-        for name in sorted({name for endpoint in endpoints for name in endpoint.profiles}):
-            if name == DEFAULT_ALLOW_PROFILE:
-                found[name] = profiles.DEFAULT_ALLOW
-                continue
+    def _work_out_profiles(self, names: frozenset[str]) -> None:
+        found: tuple[dict[str, ProfileRules], dict[str, ProfileRules]] = ({}, {})
+        problems = []
+        for name in sorted(names):
             stored = self._objects["Profile"].get(ResourceKey("Profile", name))
-            if isinstance(stored, Profile):
-                found[name], trouble = profiles.convert(stored)
-            else:
-                found[name], trouble = profiles.missing(name), "missing, so it drops everything"
-            if trouble:
-                problems.append(Problem(f"Profile {name}", trouble))
-        return found
+            for rules_by_name, ip_version in zip(found, (4, 6), strict=True):
+                if name == DEFAULT_ALLOW_PROFILE:
+                    rules, trouble = profiles.DEFAULT_ALLOW, None
+                elif isinstance(stored, Profile):
+                    rules, trouble = profiles.convert(stored, ip_version)
+                else:
+                    rules, trouble = profiles.missing(name), "missing, so it drops everything"
+                rules_by_name[name] = rules
+                if trouble and ip_version == 4:
+                    problems.append(Problem(f"Profile {name}", trouble))
+        self._profiles, self._profile_names = found, names
+        self._profile_problems = tuple(problems)
 
-    def _host_addresses(self) -> Iterable[str]:
+    def _pools(self) -> dict[str, frozenset[Network]]:
+        pools = tuple(self._of("IPPool", IPPool))
+        return {
+            "pools": frozenset(
+                pool.spec.network
+                for pool in pools
+                if tuple(pool.spec.allowed_uses) != ("LoadBalancer",)
+            ),
+            "masquerade_pools": frozenset(
+                pool.spec.network for pool in pools if pool.spec.nat_outgoing
+            ),
+        }
+
+    def _hosts(self, config: FelixConfig) -> Iterable[Network]:
+        yield from map(parse_network, config.external_nodes)
         for node in self._of("Node", Node):
-            if node.spec.bgp and (interface := node.spec.bgp.ipv4_interface):
-                yield str(interface.ip)
+            if bgp := node.spec.bgp:
+                for text in (bgp.ipv4_address, bgp.ipv6_address):
+                    if text:
+                        yield host_network(parse_interface(text).ip)
 
-    def _service_cidrs(self) -> tuple[str, ...]:
+    def _service_cidrs(self) -> tuple[Network, ...]:
         key = ResourceKey("BGPConfiguration", "default")
         stored = self._objects["BGPConfiguration"].get(key)
         if not isinstance(stored, BGPConfiguration):
@@ -200,30 +261,5 @@ class Calculation:
             spec.service_external_ips,
             spec.service_load_balancer_ips,
         )
-        return tuple(sorted({item.cidr for group in groups for item in group if "." in item.cidr}))
-
-
-def _to_endpoint(stored: WorkloadEndpoint) -> Endpoint:
-    spec = stored.spec
-    return Endpoint(
-        id=EndpointId(spec.orchestrator, stored.workload_id, spec.endpoint),
-        interface=spec.interface_name,
-        mac=spec.mac.lower(),
-        addresses=tuple(item for item in spec.addresses if isinstance(item, IPv4Address)),
-        profiles=spec.profiles,
-    )
-
-
-def _why_not(endpoint: Endpoint, config: FelixConfig) -> str | None:
-    """Why an endpoint cannot be enforced. What reaches rule text is checked here, once."""
-    if not endpoint.addresses:
-        return "has no IPv4 address: ignored"
-    if not _INTERFACE.fullmatch(endpoint.interface):
-        return f"has no usable interface name ({endpoint.interface!r}): ignored"
-    if not config.is_workload_interface(endpoint.interface):
-        return f"is on {endpoint.interface}, which no workload prefix covers: ignored"
-    if endpoint.mac and not _MAC.fullmatch(endpoint.mac):
-        return f"has no usable MAC ({endpoint.mac!r}): ignored"
-    if bad := [name for name in endpoint.profiles if not _PROFILE.fullmatch(name)]:
-        return f"names the impossible profile {bad[0]!r}: ignored"
-    return None
+        texts = sorted({item.cidr for group in groups for item in group})
+        return tuple(map(parse_network, texts))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address
 
+from cymric.model.net import Address, Network
 from felix.calc.config import FelixConfig
 
 
@@ -26,15 +26,38 @@ class EndpointId:
         return f"{self.orchestrator}/{self.workload}/{self.endpoint}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class FloatingAddress:
+    """What is sent to `external` goes to `internal`, an address of the same endpoint."""
+
+    external: Address
+    internal: Address
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One local workload endpoint; `mac` is the pod's side."""
+    """One local workload endpoint; `mac` is the pod's side.
+
+    Only what is switched on is in it: addresses of families in use, `spoofable` prefixes (sources
+    it may use beside its addresses) and `floating` addresses where the parameters allow them.
+    """
 
     id: EndpointId
     interface: str
     mac: str
-    addresses: tuple[IPv4Address, ...]
+    addresses: tuple[Address, ...]
     profiles: tuple[str, ...]
+    spoofable: tuple[Network, ...] = ()
+    floating: tuple[FloatingAddress, ...] = ()
+
+    @property
+    def routed(self) -> tuple[Address, ...]:
+        """Every address that leads to it."""
+        return (*self.addresses, *(pair.external for pair in self.floating))
+
+    def has_version(self, version: int) -> bool:
+        """Whether it has an address of IPv4 or IPv6."""
+        return any(address.version == version for address in self.addresses)
 
 
 class Verdict(StrEnum):
@@ -48,7 +71,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProfileRules:
-    """A profile's rules per direction; None stands for "drop everything": missing or not ours."""
+    """A profile's rules for one family, per direction.
+
+    None stands for "drop everything": missing, or not to be rendered.
+    """
 
     name: str
     inbound: tuple[Verdict, ...] | None
@@ -73,11 +99,13 @@ class Desired:
     endpoints: tuple[Endpoint, ...] = ()
     """By interface name, one per interface."""
     profiles: Mapping[str, ProfileRules] = field(default_factory=dict)
-    """Every profile that an endpoint names."""
-    pools: frozenset[str] = frozenset()
-    masquerade_pools: frozenset[str] = frozenset()
-    hosts: frozenset[str] = frozenset()
-    service_cidrs: tuple[str, ...] = ()
+    """Every profile that an endpoint names, as it is for IPv4."""
+    profiles_ipv6: Mapping[str, ProfileRules] = field(default_factory=dict)
+    """The same for IPv6."""
+    pools: frozenset[Network] = frozenset()
+    masquerade_pools: frozenset[Network] = frozenset()
+    hosts: frozenset[Network] = frozenset()
+    service_cidrs: tuple[Network, ...] = ()
     problems: tuple[Problem, ...] = ()
     unenforced: tuple[str, ...] = ()
     """Policies and host endpoints that exist and are not enforced, by key."""

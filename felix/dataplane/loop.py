@@ -1,7 +1,12 @@
 """The data plane: one loop that keeps the kernel as the calculation wants it.
 
-    kick ─▶ desired ─▶ sets in ─▶ tables ─▶ sets out ─▶ interfaces, routes ─▶ status files
+    kick ─▶ desired ─▶ sets in ─▶ tables ─────────────┐─▶ sets out ─▶ status files
+                             └▶ interfaces, routes ──┘
     time ─▶ read back sets, tables, routes ─▶ repair
+
+Tables and routes are written at the same time: a route to a pod whose chains are not there yet
+leads nowhere, for what no chain knows is dropped. Only the first round of a process, which may be
+the first of the machine, writes all tables before any route.
 
 Everything is level-driven: a kick says that something changed (an update, a link, a retry), the
 loop reads the latest picture, and what changes meanwhile is in the next round. Nothing is written
@@ -16,7 +21,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 import structlog
 
@@ -34,7 +38,7 @@ from felix.dataplane.pools import AddressesByInterface
 from felix.dataplane.sysctls import Sysctls
 from felix.ipset.sets import IPSets
 from felix.iptables.table import Table
-from felix.rules.tables import contents
+from felix.rules.tables import TableContents
 
 MAX_ERRORS = 10
 NEVER = float("inf")
@@ -64,7 +68,9 @@ def fixed_parameters(config: FelixConfig) -> tuple[object, ...]:
         config.max_ipset_size,
         config.device_route_protocol,
         config.normal_route_priority,
+        config.normal_route_priority_ipv6,
         config.ip_forwarding,
+        config.ip_versions,
     )
 
 
@@ -76,10 +82,16 @@ class Drivers:
     addresses: Callable[[], AddressesByInterface]
     interfaces: Interfaces
     ipsets: IPSets
-    tables: Mapping[str, Table]
+    tables: Mapping[int, Mapping[str, Table]]
+    """By IP version and name."""
     endpoints: EndpointManager
     conntrack: Conntrack
     sysctls: Sysctls
+
+    @property
+    def all_tables(self) -> tuple[Table, ...]:
+        """Of both families."""
+        return tuple(table for tables in self.tables.values() for table in tables.values())
 
 
 class Dataplane:
@@ -100,7 +112,8 @@ class Dataplane:
         self._clock = clock
         self._on_applied = on_applied
         self._applied: Desired | None = None
-        self._interface_by_address: dict[IPv4Address, str] = {}
+        self._contents = {version: TableContents(version) for version in drivers.tables}
+        self._is_forwarding_ipv6 = False
         self._backoff = Backoff(first_s=0.1, most_s=5.0)
         self._retry_at_s = NEVER
         self._errors = 0
@@ -142,7 +155,7 @@ class Dataplane:
     def _check_due_s(self) -> float:
         if self._applied is None:
             return NEVER
-        tables = (table.check_due_s for table in self._drivers.tables.values())
+        tables = (table.check_due_s for table in self._drivers.all_tables)
         return min(
             self._drivers.ipsets.check_due_s, self._routes_due_s, self._status_due_s, *tables
         )
@@ -178,39 +191,58 @@ class Dataplane:
         return await self._apply(desired, tasks)
 
     async def _apply(self, desired: Desired, tasks: asyncio.TaskGroup) -> bool:
-        drivers = self._drivers
+        drivers, is_first = self._drivers, self._applied is None
         if desired is not self._applied:
-            drivers.ipsets.want(pools.sets(desired, drivers.addresses()))
-            drivers.endpoints.want(desired)
-            for name, content in contents(desired).items():
-                drivers.tables[name].want(content)
-        # Order matters: the kernel refuses a rule naming a missing set, and to destroy a set in
-        # use; policy stands before a route leads to the pod.
+            self._want(desired)
+        # Order matters: the kernel refuses a rule naming a missing set, and to destroy a used one.
         await drivers.ipsets.write()
+        is_done, problem = True, None
         async with asyncio.TaskGroup() as writes:
-            for table in drivers.tables.values():
+            for table in drivers.all_tables:
                 if table.is_pending:
                     writes.create_task(table.apply(), name=f"table {table.name}")
+            if not is_first:
+                await asyncio.sleep(0)  # the tables first: their work is done by others
+                try:
+                    is_done = await self._lead_to_pods(tasks)
+                except (CommandFailed, OSError) as error:
+                    problem = error
+        if problem is not None:
+            raise problem
         await drivers.ipsets.delete_unwanted()
-        await self._forget_moved(tasks)
-        is_done = await drivers.endpoints.apply()
+        if is_first:
+            is_done = await self._lead_to_pods(tasks)
         drivers.endpoints.report()
-        is_first = self._applied is None
         self._applied = desired
         if is_first:
             self._status_due_s = self._clock() + STATUS_CHECK_S
             self._on_applied()
         return is_done
 
-    async def _forget_moved(self, tasks: asyncio.TaskGroup) -> None:
-        """Connections of addresses that went, or moved to another pod, end with them."""
-        before = self._interface_by_address
-        after = self._drivers.endpoints.interface_by_address()
-        self._interface_by_address = after
-        moved = [address for address, name in before.items() if after.get(address) != name]
+    def _want(self, desired: Desired) -> None:
+        drivers, applied = self._drivers, self._applied
+        if applied is None or pools.ingredients(desired) != pools.ingredients(applied):
+            drivers.ipsets.want(pools.sets(desired, drivers.addresses()))
+        if applied is None or desired.endpoints is not applied.endpoints:
+            drivers.endpoints.want(desired)
+        for version, tables in drivers.tables.items():
+            for name, content in self._contents[version].contents(desired).items():
+                tables[name].want(content)
+        if 6 in drivers.tables and not self._is_forwarding_ipv6 and _uses_ipv6(desired):
+            if drivers.config.ip_forwarding == "enabled":
+                drivers.sysctls.forward_ipv6()
+            self._is_forwarding_ipv6 = True
+
+    async def _lead_to_pods(self, tasks: asyncio.TaskGroup) -> bool:
+        """Interfaces and routes. Connections of addresses that went, or moved, end with them."""
+        changes = self._drivers.endpoints.take_moved()
+        moved = [address for address, (before, _) in changes.items() if before is not None]
         self._drivers.conntrack.forget(tasks, moved)
-        if after.keys() - before.keys() or moved:
-            await self._drivers.conntrack.wait_for(after)
+        if changes:
+            await self._drivers.conntrack.wait_for(
+                [address for address, (_, after) in changes.items() if after is not None]
+            )
+        return await self._drivers.endpoints.apply()
 
     async def _check(self) -> bool:
         """Read back what is due and repair it."""
@@ -218,7 +250,7 @@ class Dataplane:
         drivers = self._drivers
         if drivers.ipsets.check_due_s <= now_s:
             await drivers.ipsets.check()
-        for table in drivers.tables.values():
+        for table in drivers.all_tables:
             if table.check_due_s <= now_s:
                 await table.check()
         if self._routes_due_s <= now_s:
@@ -229,5 +261,12 @@ class Dataplane:
             self._kick()
         if self._status_due_s <= now_s:
             self._status_due_s = now_s + STATUS_CHECK_S
-            drivers.endpoints.report()
+            drivers.endpoints.report_all()
         return True
+
+
+def _uses_ipv6(desired: Desired) -> bool:
+    """Whether anybody here has an IPv6 address, or may get one."""
+    return any(pool.version == 6 for pool in desired.pools) or any(
+        one.has_version(6) for one in desired.endpoints
+    )

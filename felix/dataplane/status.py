@@ -30,7 +30,8 @@ def content(endpoint: Endpoint) -> str:
     fields: dict[str, object] = {
         "ifaceName": endpoint.interface,
         "mac": endpoint.mac,
-        "ipv4Nets": [f"{address}/32" for address in endpoint.addresses],
+        "ipv4Nets": [f"{address}/32" for address in endpoint.addresses if address.version == 4],
+        "ipv6Nets": [f"{address}/128" for address in endpoint.addresses if address.version == 6],
     }
     return json.dumps({name: value for name, value in fields.items() if value})
 
@@ -48,6 +49,11 @@ class StatusFiles:
         for name, text in tuple(self._files().items()):
             if wanted.get(name) != text:
                 self._remove(name)
+
+    def forget(self, before: Endpoint, after: Endpoint | None) -> None:
+        """Remove the file of an endpoint that went, or whose file would say something else now."""
+        if after is None or after.id != before.id or content(after) != content(before):
+            self.set_down(before.id)
 
     def set_up(self, endpoint: Endpoint) -> bool:
         """Say that an endpoint is complete; False if that was known."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import structlog
 
+from felix.calc.values import Endpoint
+
 PROC_SYS_NET = Path("/proc/sys/net")
 
 WORKLOAD_IPV4 = (
@@ -20,7 +22,13 @@ WORKLOAD_IPV4 = (
     ("ipv4/conf/{}/proxy_arp", "1"),
     ("ipv4/conf/{}/forwarding", "1"),
 )
+WORKLOAD_IPV6 = (
+    ("ipv6/conf/{}/proxy_ndp", "1"),
+    ("ipv6/conf/{}/forwarding", "1"),
+)
 ACCEPT_RA = "ipv6/conf/{}/accept_ra"
+"""No pod tells its host where to route."""
+FORWARDING_IPV6 = "ipv6/conf/all/forwarding"
 RP_FILTER = "ipv4/conf/{}/rp_filter"
 
 log = structlog.get_logger()
@@ -39,11 +47,27 @@ class Sysctls:
             self._write("ipv4/ip_forward", "1")
         self._write_if_there("netfilter/nf_conntrack_acct", "1")
 
-    def configure_workload(self, interface: str) -> None:
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether the kernel knows IPv6 at all."""
+        return (self._root / "ipv6").is_dir()
+
+    def forward_ipv6(self) -> None:
+        """Let the node forward IPv6. From then on it heeds no router advertisements itself."""
+        self._write(FORWARDING_IPV6, "1")
+
+    def configure_workload(self, endpoint: Endpoint) -> None:
         """Switches of a workload's interface. Raises FileNotFoundError when it is gone."""
-        for path, value in WORKLOAD_IPV4:
-            self._write(path.format(interface), value)
-        self._write(RP_FILTER.format(interface), self._default_rp_filter)
+        interface = endpoint.interface
+        if endpoint.has_version(4):
+            for path, value in WORKLOAD_IPV4:
+                self._write(path.format(interface), value)
+        may_spoof = any(prefix.version == 4 for prefix in endpoint.spoofable)
+        rp_filter = "0" if may_spoof else self._default_rp_filter
+        self._write(RP_FILTER.format(interface), rp_filter)
+        if endpoint.has_version(6):
+            for path, value in WORKLOAD_IPV6:
+                self._write(path.format(interface), value)
         self._write_if_there(ACCEPT_RA.format(interface), "0")
 
     def _read(self, path: str) -> str | None:

@@ -4,22 +4,24 @@ Sets go in before the rules that name them (`write`) and out after (`delete_unwa
 refuses the rest. A set that is new, or whose type is wrong, or most of whose members differ is
 built under a temporary name and swapped in, so that a rule never sees it half filled; otherwise
 only the differences are written. Ours is what is named `cali40…` (or `cali4t…`, left over from an
-interrupted swap). `check` reads everything anew.
+interrupted swap); for IPv6 `cali60…` and `cali6t…`. `check` reads everything anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Network
+from dataclasses import dataclass, replace
 
 import structlog
 
 from cymric.kernel.command import CommandFailed, Commands
+from cymric.model.net import Network
 from felix import metrics
-from felix.rules.names import SET_PREFIX, set_name
+from felix.rules.names import SET_PREFIX_BY_VERSION, set_name
 
-TEMPORARY_PREFIX = "cali4t"
+TEMPORARY_PREFIX_BY_VERSION = {4: "cali4t", 6: "cali6t"}
+_FAMILY_BY_VERSION = {4: "inet", 6: "inet6"}
+_OURS = (*SET_PREFIX_BY_VERSION.values(), *TEMPORARY_PREFIX_BY_VERSION.values())
 SAVE = ("ipset", "save")
 RESTORE = ("ipset", "restore", "-exist")
 
@@ -28,16 +30,17 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class IPSet:
-    """A set by its id; `type` is ipset's, `hash:net` or `hash:ip`."""
+    """A set of one family by its id; `type` is ipset's, `hash:net` or `hash:ip`."""
 
     id: str
-    members: frozenset[str]
+    members: frozenset[Network]
     type: str = "hash:net"
+    ip_version: int = 4
 
     @property
     def name(self) -> str:
         """The kernel's name."""
-        return set_name(self.id)
+        return set_name(self.id, self.ip_version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +50,33 @@ class SavedSet:
     type: str
     max_size: int
     members: frozenset[str]
+    ip_version: int = 4
 
 
-def canonical(member: str) -> tuple[str, ...]:
-    """A prefix as ipset prints it: a /32 without its length, a /0 (refused by it) as two halves."""
-    network = IPv4Network(member, strict=False)
+def canonical(network: Network) -> tuple[str, ...]:
+    """As ipset prints it: a host without its length, a /0 (which it refuses) as two halves."""
+    if network.prefixlen == network.max_prefixlen:
+        return (str(network.network_address),)
     halves = network.subnets() if network.prefixlen == 0 else (network,)
-    return tuple(str(half).removesuffix("/32") for half in halves)
+    return tuple(map(str, halves))
 
 
 def parse(text: str) -> dict[str, SavedSet]:
     """The sets in the output of `ipset save`, ours and others."""
-    kinds: dict[str, tuple[str, int]] = {}
+    kinds: dict[str, tuple[str, int, int]] = {}
     members: dict[str, set[str]] = {}
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["create"]:
             limit = int(words[words.index("maxelem") + 1]) if "maxelem" in words else 0
-            kinds[words[1]] = (words[2], limit)
+            kinds[words[1]] = (words[2], limit, 6 if "inet6" in words else 4)
             members[words[1]] = set()
         elif words[:1] == ["add"]:
             members[words[1]].add(words[2])
-    return {name: SavedSet(*kinds[name], frozenset(members[name])) for name in kinds}
+    return {
+        name: SavedSet(kind, limit, frozenset(members[name]), version)
+        for name, (kind, limit, version) in kinds.items()
+    }
 
 
 def plan(actual: Mapping[str, SavedSet], wanted: Mapping[str, SavedSet]) -> list[str]:
@@ -82,13 +90,13 @@ def plan(actual: Mapping[str, SavedSet], wanted: Mapping[str, SavedSet]) -> list
             lines += _create(name, want)
             continue
         gone, new = have.members - want.members, want.members - have.members
-        is_same_kind = (have.type, have.max_size) == (want.type, want.max_size)
+        is_same_kind = replace(have, members=want.members) == want
         if is_same_kind and len(gone) + len(new) <= len(want.members):
             # Additions first: a member that changes its prefix length is never missing.
             lines += [f"add {name} {member}" for member in sorted(new)]
             lines += [f"del {name} {member}" for member in sorted(gone)]
             continue
-        temporary = f"{TEMPORARY_PREFIX}{number}"
+        temporary = f"{TEMPORARY_PREFIX_BY_VERSION[want.ip_version]}{number}"
         if temporary in actual:
             lines.append(f"destroy {temporary}")
         lines += _create(temporary, want)
@@ -97,7 +105,8 @@ def plan(actual: Mapping[str, SavedSet], wanted: Mapping[str, SavedSet]) -> list
 
 
 def _create(name: str, want: SavedSet) -> Iterable[str]:
-    yield f"create {name} {want.type} family inet maxelem {want.max_size}"
+    family = _FAMILY_BY_VERSION[want.ip_version]
+    yield f"create {name} {want.type} family {family} maxelem {want.max_size}"
     yield from (f"add {name} {member}" for member in sorted(want.members))
 
 
@@ -127,10 +136,13 @@ class IPSets:
                 one.type,
                 self._max_size,
                 frozenset(text for member in one.members for text in canonical(member)),
+                one.ip_version,
             )
             for one in sets
         }
-        metrics.SETS.labels("4").set(len(self._wanted))
+        for version in (4, 6):
+            count = sum(one.ip_version == version for one in self._wanted.values())
+            metrics.SETS.labels(str(version)).set(count)
 
     @property
     def check_due_s(self) -> float:
@@ -154,7 +166,7 @@ class IPSets:
         if self._actual is None:
             return
         for name in self._actual.keys() - self._wanted.keys():
-            if not name.startswith((SET_PREFIX, TEMPORARY_PREFIX)):
+            if not name.startswith(_OURS):
                 continue
             try:
                 await self._restore([f"destroy {name}"])

@@ -24,32 +24,40 @@ Tables = Mapping[str, SavedTable]
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The programs of one variant."""
+    """The programs of one variant for one family."""
 
     variant: Variant
+    ip_version: int = 4
 
     def save(self, table: str | None = None) -> tuple[str, ...]:
         """Print one table, or all that exist."""
-        program = f"iptables-{self.variant}-save"
+        program = f"{self._prefix}-{self.variant}-save"
         return (program, "-t", table) if table else (program,)
 
     def restore(self) -> tuple[str, ...]:
         """Read a transaction and add it to what is there."""
-        return (f"iptables-{self.variant}-restore", "--noflush", "--wait", "10")
+        return (f"{self._prefix}-{self.variant}-restore", "--noflush", "--wait", "10")
+
+    @property
+    def other(self) -> Backend:
+        """The same of the other variant."""
+        return Backend("legacy" if self.variant == "nft" else "nft", self.ip_version)
+
+    def of(self, ip_version: int) -> Backend:
+        """The same of that family."""
+        return Backend(self.variant, ip_version)
+
+    @property
+    def _prefix(self) -> str:
+        return "iptables" if self.ip_version == 4 else "ip6tables"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The backend to use, why, and the tables in which the other one holds rules of ours."""
+    """The backend to use, and why."""
 
     backend: Backend
     reason: str
-    leftover_tables: tuple[str, ...] = ()
-
-    @property
-    def other(self) -> Backend:
-        """The variant that is not used."""
-        return Backend("legacy" if self.backend.variant == "nft" else "nft")
 
 
 def choose(nft: Tables, legacy: Tables, version: str) -> tuple[Variant, str]:
@@ -88,9 +96,16 @@ async def find(commands: Commands, configured: str) -> Found:
     else:
         version = await commands.run(("iptables", "--version"))
         chosen, reason = choose(saved["nft"], saved["legacy"], version.stdout)
-    others = [tables for variant, tables in saved.items() if variant != chosen]
-    leftovers = sorted(name for tables in others for name in tables if _has_ours(tables[name]))
-    return Found(Backend(chosen), reason, tuple(leftovers))
+    return Found(Backend(chosen), reason)
+
+
+async def leftover_tables(commands: Commands, backend: Backend) -> tuple[str, ...]:
+    """The tables of a backend that is not used, in which an earlier run left rules of ours."""
+    try:
+        tables = parse((await commands.run(backend.save())).checked().stdout)
+    except (CommandFailed, Unreadable):
+        return ()  # what cannot be read cannot be ours to clean
+    return tuple(sorted(name for name in tables if _has_ours(tables[name])))
 
 
 def _as_variant(text: str) -> Variant:

@@ -67,20 +67,19 @@ def render_table(content: TableContent, render_chain: RenderChain = render.chain
     }
     starts = [rule for rules in (content.inserts, content.appends) for rule in rules.values()]
     chains: dict[str, RenderedChain] = {}
+    # A set would make the order of the text a matter of chance.
     waiting = sorted(Chain("", tuple(rule for rules in starts for rule in rules)).targets)
     while waiting:
         name = waiting.pop()
         if name not in chains:
             chains[name] = render_chain(content.chains[name])
-            waiting.extend(sorted(chains[name].targets))
+            waiting.extend(chains[name].targets)
     return RenderedTable(content.name, chains, hooks)
 
 
 def _hook_rules(hash_name: str, rules: tuple[Rule, ...]) -> tuple[SavedRule, ...]:
     hashes, texts = render.rules(hash_name, rules)
-    return tuple(
-        SavedRule(one, text, is_ours=True) for one, text in zip(hashes, texts, strict=True)
-    )
+    return tuple(map(render.ours, hashes, texts))
 
 
 def plan(actual: SavedTable, wanted: RenderedTable) -> Plan:
@@ -90,14 +89,14 @@ def plan(actual: SavedTable, wanted: RenderedTable) -> Plan:
     written: list[str] = []
     for name, chain in wanted.chains.items():
         rules = actual.chains.get(name)
+        if rules is chain.saved:  # as we wrote it: nearly always
+            continue
         if rules is not None and tuple(rule.hash for rule in rules) == chain.hashes:
+            after[name] = chain.saved
             continue
         declared.append(f":{name} - -")
         written += (f"-A {name} {text}" for text in chain.rules)
-        after[name] = tuple(
-            SavedRule(one, text, is_ours=True)
-            for one, text in zip(chain.hashes, chain.rules, strict=True)
-        )
+        after[name] = chain.saved
     hooked: list[str] = []
     for name in _kernel_chains(actual, wanted):
         lines, after[name] = _hook(name, actual.chains.get(name, ()), wanted.hooks.get(name))

@@ -14,10 +14,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from felix.iptables.saved import SavedRule
 from felix.rules.rule import (
     Action,
     Chain,
     ClearMark,
+    DestinationNAT,
     Goto,
     Jump,
     Log,
@@ -44,7 +46,9 @@ class RenderedChain:
     name: str
     hashes: tuple[str, ...]
     rules: tuple[str, ...]
-    targets: frozenset[str]
+    targets: tuple[str, ...]
+    saved: tuple[SavedRule, ...]
+    """As the table has it after it was written."""
 
 
 def comment(text: str) -> str:
@@ -71,6 +75,8 @@ def action(wanted: Action | None) -> str:
             return f'--jump LOG --log-prefix "{prefix}" --log-level 5'
         case Masquerade(ports, random_fully):
             return "--jump MASQUERADE" + _ports(ports) + _random(random_fully)
+        case DestinationNAT(address):
+            return f"--jump DNAT --to-destination {address}"
         case SourceNAT(address, ports, random_fully):
             to = f"{address}:{ports}" if ports else address
             return f"--jump SNAT --to-source {to}" + _random(random_fully)
@@ -116,4 +122,10 @@ def rules(hash_name: str, wanted: Sequence[Rule]) -> tuple[tuple[str, ...], tupl
 def chain(wanted: Chain) -> RenderedChain:
     """A whole chain of ours."""
     hashes, texts = rules(wanted.name, wanted.rules)
-    return RenderedChain(wanted.name, hashes, texts, wanted.targets)
+    saved = tuple(map(ours, hashes, texts))
+    return RenderedChain(wanted.name, hashes, texts, tuple(sorted(wanted.targets)), saved)
+
+
+def ours(hash_text: str, text: str) -> SavedRule:
+    """A rule of ours as the table has it."""
+    return SavedRule(hash_text, text, is_ours=True)

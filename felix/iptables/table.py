@@ -62,6 +62,7 @@ class Table:
         self._commands = commands
         self._clock = clock
         self._intervals = intervals or CheckIntervals()
+        self._content: TableContent | None = None
         self._wanted = RenderedTable(name)
         self._rendered: dict[str, tuple[Chain, RenderedChain]] = {}
         self._actual: SavedTable | None = None
@@ -70,16 +71,25 @@ class Table:
         self._post_write_check_s = 0.0
 
     def want(self, content: TableContent) -> None:
-        """State the whole wanted content."""
-        wanted = render_table(content, self._render)
-        self._is_settled = self._is_settled and wanted == self._wanted
-        self._wanted = wanted
+        """State the whole wanted content; chains that are the same objects cost next to nothing."""
+        if content is self._content:
+            return
+        self._content, self._is_settled = content, False
+        self._wanted = render_table(content, self._render)
         names = self._wanted.chains.keys()
         self._rendered = {name: self._rendered[name] for name in names}
         rules = sum(len(chain.rules) for chain in self._wanted.chains.values())
         hooks = sum(len(hook.hashes) for hook in self._wanted.hooks.values())
-        metrics.TABLE_CHAINS.labels("4", self.name).set(len(names))
-        metrics.TABLE_RULES.labels("4", self.name).set(rules + hooks)
+        metrics.TABLE_CHAINS.labels(self._version, self.name).set(len(names))
+        metrics.TABLE_RULES.labels(self._version, self.name).set(rules + hooks)
+
+    @property
+    def _labels(self) -> dict[str, str]:
+        return {"table": self.name, "ip_version": self._version}
+
+    @property
+    def _version(self) -> str:
+        return str(self._backend.ip_version)
 
     def _render(self, chain: Chain) -> RenderedChain:
         known = self._rendered.get(chain.name)
@@ -122,21 +132,21 @@ class Table:
                     await self._write(step.text(self.name), len(step.lines))
             except (CommandFailed, Unreadable) as error:
                 problem = str(error)
-                log.warning("table not written, reading it anew", table=self.name, error=problem)
+                log.warning("table not written, reading it anew", **self._labels, error=problem)
                 continue
             self._actual, self._is_settled = step.after, True
             if step.lines:
                 self._read_at_s = self._clock()
                 self._post_write_check_s = self._intervals.post_write_s
             return bool(step.lines)
-        raise TableFailed(f"table {self.name}: {problem}")
+        raise TableFailed(f"IPv{self._version} table {self.name}: {problem}")
 
     async def check(self) -> bool:
         """Read the table and repair it; whether that was needed. Raises TableFailed."""
         self._actual, self._is_settled = None, False
         was_repaired = await self.apply()
         if was_repaired:
-            log.warning("table was not as left, repaired", table=self.name)
+            log.warning("table was not as left, repaired", **self._labels)
         else:
             self._read_at_s = self._clock()
             doubled = 2 * self._post_write_check_s
@@ -154,10 +164,10 @@ class Table:
 
     async def _write(self, text: str, lines: int) -> None:
         metrics.RESTORES.inc()
-        metrics.TABLE_LINES.labels("4", self.name).inc(lines)
+        metrics.TABLE_LINES.labels(self._version, self.name).inc(lines)
         try:
             await self._commands.feed(self._backend.restore(), text)
         except CommandFailed:
             metrics.RESTORE_ERRORS.inc()
-            log.debug("refused transaction", table=self.name, text=text)
+            log.debug("refused transaction", **self._labels, text=text)
             raise

@@ -3,7 +3,8 @@
 Interface names are grouped by the character after their common prefix; a group of one is matched
 in the root, a larger one in a child chain of its own, so that a packet meets about as many rules
 as the square root of all. Whatever matches nothing is dropped: an interface nobody knows must not
-talk. Source: Calico 3.32, felix/rules/dispatch.go.
+talk. A group that is as before keeps its chain, so one more pod costs its own group. Source:
+Calico 3.32, felix/rules/dispatch.go.
 """
 
 from __future__ import annotations
@@ -20,36 +21,58 @@ UNKNOWN = Rule(action=DROP, comments=("Unknown interface",))
 _MatchInterface = Callable[[str], Match]
 
 
-def from_workload(interfaces: Sequence[str]) -> tuple[Chain, ...]:
+class Dispatch:
+    """The chains of one direction; remembers the last ones."""
+
+    def __init__(self, root: str, match: _MatchInterface, endpoint_prefix: str) -> None:
+        self._root = root
+        self._match = match
+        self._endpoint_prefix = endpoint_prefix
+        self._known: dict[str, tuple[tuple[str, ...], Chain]] = {}
+
+    def chains(self, ordered: Sequence[str]) -> tuple[Chain, ...]:
+        """The root chain first; `ordered` are interface names, each once, sorted."""
+        prefix = _common_prefix(ordered)
+        place = len(prefix)
+        roots: list[str] = []
+        children: dict[str, tuple[str, ...]] = {}
+        for character, group in groupby(ordered, key=lambda name: name[place : place + 1]):
+            members = tuple(group)
+            if len(members) == 1:
+                roots.append(members[0])
+                continue
+            child = limited(f"{self._root}-", character)
+            children[child] = members
+            # The last `+` cannot be part of a name; what follows it tells where to go.
+            roots.append(f"{prefix}{character}+{child}")
+        found = {self._root: self._chain(self._root, tuple(roots))}
+        for child, members in children.items():
+            found[child] = self._chain(child, members)
+        self._known = {name: self._known[name] for name in found}
+        return tuple(found.values())
+
+    def _chain(self, name: str, members: tuple[str, ...]) -> Chain:
+        known = self._known.get(name)
+        if known is None or known[0] != members:
+            known = (members, Chain(name, (*map(self._rule, members), UNKNOWN)))
+            self._known[name] = known
+        return known[1]
+
+    def _rule(self, member: str) -> Rule:
+        start, is_group, child = member.partition("+")
+        if is_group:
+            return Rule(self._match(f"{start}+"), Goto(child))
+        return Rule(self._match(member), Goto(limited(self._endpoint_prefix, member)))
+
+
+def from_workload() -> Dispatch:
     """Dispatch of what workloads send."""
-    return _chains(FROM_WORKLOAD_DISPATCH, interfaces, Match().in_interface, FROM_WORKLOAD)
+    return Dispatch(FROM_WORKLOAD_DISPATCH, Match().in_interface, FROM_WORKLOAD)
 
 
-def to_workload(interfaces: Sequence[str]) -> tuple[Chain, ...]:
+def to_workload() -> Dispatch:
     """Dispatch of what workloads are sent."""
-    return _chains(TO_WORKLOAD_DISPATCH, interfaces, Match().out_interface, TO_WORKLOAD)
-
-
-def _chains(
-    root: str, interfaces: Sequence[str], match: _MatchInterface, endpoint_prefix: str
-) -> tuple[Chain, ...]:
-    names = sorted(set(interfaces))
-    prefix = _common_prefix(names)
-    rules: list[Rule] = []
-    children: list[Chain] = []
-
-    def to_endpoint(name: str) -> Rule:
-        return Rule(match(name), Goto(limited(endpoint_prefix, name)))
-
-    for character, group in groupby(names, key=lambda name: name[len(prefix) : len(prefix) + 1]):
-        members = list(group)
-        if len(members) == 1:
-            rules.append(to_endpoint(members[0]))
-            continue
-        child = limited(f"{root}-", character)
-        rules.append(Rule(match(f"{prefix}{character}+"), Goto(child)))
-        children.append(Chain(child, (*map(to_endpoint, members), UNKNOWN)))
-    return (Chain(root, (*rules, UNKNOWN)), *children)
+    return Dispatch(TO_WORKLOAD_DISPATCH, Match().out_interface, TO_WORKLOAD)
 
 
 def _common_prefix(ordered: Sequence[str]) -> str:

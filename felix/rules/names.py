@@ -12,7 +12,7 @@ import hashlib
 CHAIN_PREFIX = "cali-"
 MAX_CHAIN_NAME = 28
 MAX_SET_NAME = 31
-SET_PREFIX = "cali40"
+SET_PREFIX_BY_VERSION = {4: "cali40", 6: "cali60"}
 
 TO_WORKLOAD = "cali-tw-"
 FROM_WORKLOAD = "cali-fw-"
@@ -38,6 +38,6 @@ def limited(prefix: str, suffix: str, limit: int = MAX_CHAIN_NAME) -> str:
     return f"{prefix}_{digest}"[:limit]
 
 
-def set_name(set_id: str) -> str:
-    """The kernel's name of an IPv4 set."""
-    return (SET_PREFIX + set_id)[:MAX_SET_NAME]
+def set_name(set_id: str, ip_version: int = 4) -> str:
+    """The kernel's name of a set of IPv4 or IPv6 members."""
+    return (SET_PREFIX_BY_VERSION[ip_version] + set_id)[:MAX_SET_NAME]

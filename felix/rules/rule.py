@@ -52,6 +52,10 @@ class Match:
         """Destination port among `80,8000:8080` (needs a protocol before)."""
         return self._and(f"-m multiport --destination-ports {ports}")
 
+    def icmpv6_type(self, number: int) -> Match:
+        """An ICMPv6 message of that type (needs the protocol before)."""
+        return self._and(f"-m icmp6 --icmpv6-type {number}")
+
     def conntrack_state(self, states: str) -> Match:
         """Connection state among `RELATED,ESTABLISHED`."""
         return self._and(f"-m conntrack --ctstate {states}")
@@ -138,7 +142,14 @@ class SourceNAT:
     random_fully: bool = True
 
 
-Action = Jump | Goto | Target | SetMark | ClearMark | Log | Masquerade | SourceNAT
+@dataclass(frozen=True, slots=True)
+class DestinationNAT:
+    """Translate the destination to `address`."""
+
+    address: str
+
+
+Action = Jump | Goto | Target | SetMark | ClearMark | Log | Masquerade | SourceNAT | DestinationNAT
 
 
 @dataclass(frozen=True, slots=True)

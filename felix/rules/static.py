@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cymric.model.net import Network
 from felix.calc.config import FelixConfig
 from felix.rules.marks import Marks
 from felix.rules.rule import (
@@ -38,6 +39,11 @@ NAT_OUTGOING = "cali-nat-outgoing"
 FLOATING_DNAT = "cali-fip-dnat"
 FLOATING_SNAT = "cali-fip-snat"
 
+_ICMPV6 = "58"
+_NEIGHBOUR_DISCOVERY = (130, 131, 132, 133, 135, 136)
+"""Multicast listeners, router solicitation, neighbour solicitation and advertisement: without them
+no pod finds its gateway, so they never depend on policy (RFC 4861, RFC 2710)."""
+
 _HOST_ACTIONS: dict[str, Target] = {
     "drop": DROP,
     "reject": REJECT,
@@ -52,19 +58,19 @@ def hook(chain: str) -> Rule:
 
 
 def filter_chains(
-    config: FelixConfig, marks: Marks, service_cidrs: Sequence[str]
+    config: FelixConfig, marks: Marks, service_cidrs: Sequence[Network], ip_version: int
 ) -> tuple[Chain, ...]:
     """INPUT, FORWARD and OUTPUT of the filter table, and what they jump to."""
     return (
         _input(config, marks),
-        _workload_to_host(config),
+        _workload_to_host(config, ip_version),
         _forward(config, marks),
         _output(config, marks),
         Chain(FROM_HOST_ENDPOINT),
         Chain(TO_HOST_ENDPOINT),
         Chain(FROM_HOST_FORWARD),
         Chain(TO_HOST_FORWARD),
-        _cidr_block(config, service_cidrs),
+        _cidr_block(config, service_cidrs, ip_version),
     )
 
 
@@ -96,11 +102,13 @@ def _input(config: FelixConfig, marks: Marks) -> Chain:
     )
 
 
-def _workload_to_host(config: FelixConfig) -> Chain:
+def _workload_to_host(config: FelixConfig, ip_version: int) -> Chain:
     action = _HOST_ACTIONS[config.default_endpoint_to_host_action]
+    types = _NEIGHBOUR_DISCOVERY if ip_version == 6 else ()
     return Chain(
         WORKLOAD_TO_HOST,
         (
+            *(Rule(Match().protocol(_ICMPV6).icmpv6_type(number), ACCEPT) for number in types),
             Rule(action=Jump(FROM_WORKLOAD_DISPATCH)),
             Rule(action=action, comments=("Configured DefaultEndpointToHostAction",)),
         ),
@@ -144,17 +152,20 @@ def _output(config: FelixConfig, marks: Marks) -> Chain:
     )
 
 
-def _cidr_block(config: FelixConfig, service_cidrs: Sequence[str]) -> Chain:
+def _cidr_block(config: FelixConfig, service_cidrs: Sequence[Network], ip_version: int) -> Chain:
     """What is left for a service range loops between node and router: it ends here."""
     if config.service_loop_prevention == "disabled":
         return Chain(CIDR_BLOCK)
     action = REJECT if config.service_loop_prevention == "reject" else DROP
-    rules = tuple(Rule(Match().destination(cidr), action) for cidr in sorted(service_cidrs))
-    return Chain(CIDR_BLOCK, rules)
+    cidrs = sorted(str(cidr) for cidr in service_cidrs if cidr.version == ip_version)
+    return Chain(CIDR_BLOCK, tuple(Rule(Match().destination(cidr), action) for cidr in cidrs))
 
 
 def raw_chains(config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
-    """PREROUTING and OUTPUT of the raw table: the strict reverse path check of workloads."""
+    """PREROUTING and OUTPUT of the raw table: the strict reverse path check of workloads.
+
+    Who may use other sources skips it (`cali-rpf-skip`, felix/rules/spoofing.py).
+    """
     prerouting = Chain(
         "cali-PREROUTING",
         (
@@ -178,7 +189,7 @@ def raw_chains(config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
         ),
     )
     host = (Chain(FROM_HOST_ENDPOINT), Chain(TO_HOST_ENDPOINT))
-    return (prerouting, output, Chain(RPF_SKIP), *host)
+    return (prerouting, output, *host)
 
 
 def mangle_chains(marks: Marks) -> tuple[Chain, ...]:
@@ -207,13 +218,11 @@ def mangle_chains(marks: Marks) -> tuple[Chain, ...]:
 
 
 def nat_chains() -> tuple[Chain, ...]:
-    """PREROUTING, OUTPUT and POSTROUTING of the nat table; floating addresses are not done yet."""
+    """PREROUTING, OUTPUT and POSTROUTING of the nat table."""
     dnat = (Rule(action=Jump(FLOATING_DNAT)),)
     snat = (Rule(action=Jump(FLOATING_SNAT)), Rule(action=Jump(NAT_OUTGOING)))
     return (
         Chain("cali-PREROUTING", dnat),
         Chain("cali-OUTPUT", dnat),
         Chain("cali-POSTROUTING", snat),
-        Chain(FLOATING_DNAT),
-        Chain(FLOATING_SNAT),
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from cymric.kernel.command import Commands
+from cymric.model.net import Network, parse_network
 from felix.ipset.sets import IPSet, IPSets, SavedSet, parse
 from tests.contract.test_iptables import CountingCommands
 from tests.support.fake_iptables import FakeIpset
@@ -92,13 +93,18 @@ def driver(host: Host) -> IPSets:
 
 def pools(*members: str) -> IPSet:
     """A set of prefixes."""
-    return IPSet("pools", frozenset(members))
+    return IPSet("pools", networks(*members))
+
+
+def networks(*texts: str) -> frozenset[Network]:
+    """Members."""
+    return frozenset(map(parse_network, texts))
 
 
 async def test_sets_are_created_with_their_members(host: Host) -> None:
     """Prefixes are kept as ipset prints them; /0, which ipset refuses, as two halves."""
     sets = driver(host)
-    sets.want([pools("198.19.16.0/21", "192.0.2.1/32"), IPSet("all", frozenset(["0.0.0.0/0"]))])
+    sets.want([pools("198.19.16.0/21", "192.0.2.1/32"), IPSet("all", networks("0.0.0.0/0"))])
     assert await sets.write() is True
     found = host.sets()
     assert found["cali40pools"].members == {"198.19.16.0/21", "192.0.2.1"}
@@ -110,7 +116,7 @@ async def test_fresh_driver_writes_nothing_when_nothing_differs(host: Host) -> N
     """What is read back compares equal to what was written."""
     wanted = [
         pools("198.19.16.0/21", "192.0.2.1"),
-        IPSet("me", frozenset(["192.0.2.1"]), "hash:ip"),
+        IPSet("me", networks("192.0.2.1"), "hash:ip"),
     ]
     first = driver(host)
     first.want(wanted)

@@ -26,7 +26,10 @@ class Host(Protocol):
     """A machine with one iptables."""
 
     variant: Variant
-    commands: Commands
+
+    @property
+    def commands(self) -> Commands:
+        """Its programs."""
 
     def others(self, *words: str) -> None:
         """Somebody else runs iptables on the filter table."""

@@ -20,7 +20,7 @@ KERNEL_CHAINS = {
     "raw": ("PREROUTING", "OUTPUT"),
 }
 _TARGET = re.compile(r"(?:^|\s)(?:-j|-g|--jump|--goto) (\S+)")
-_BUILT_IN = {"ACCEPT", "DROP", "RETURN", "REJECT", "MARK", "LOG", "MASQUERADE", "SNAT", "NOTRACK"}
+_BUILT_IN = {"ACCEPT", "DROP", "RETURN", "REJECT", "MARK", "LOG", "MASQUERADE", "SNAT", "DNAT"}
 
 
 class Refused(Exception):
@@ -135,7 +135,8 @@ class FakeIpset:
         if argv[1] == "save":
             lines = []
             for name, (kind, size, members) in self.sets.items():
-                lines.append(f"create {name} {kind} family inet hashsize 1024 maxelem {size}")
+                family = "inet6" if name.startswith(("cali60", "cali6t")) else "inet"
+                lines.append(f"create {name} {kind} family {family} hashsize 1024 maxelem {size}")
                 lines += [f"add {name} {member}" for member in sorted(members)]
             return Finished(tuple(argv), 0, "\n".join(lines), "")
         for line in stdin.splitlines():
@@ -146,7 +147,7 @@ class FakeIpset:
 
     def _line(self, words: Sequence[str]) -> str:
         match words:
-            case ["create", name, kind, "family", "inet", "maxelem", size]:
+            case ["create", name, kind, "family", "inet" | "inet6", "maxelem", size]:
                 if name in self.sets:
                     return "set with the same name already exists"
                 self.sets[name] = (kind, int(size), set())

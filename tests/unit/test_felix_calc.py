@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cymric.model import codec
@@ -60,6 +61,11 @@ def calculate(stored: Stored, **environment: str) -> Desired:
     return calculation.desired()
 
 
+def texts(networks: Iterable[object]) -> set[str]:
+    """Networks as they are written."""
+    return set(map(str, networks))
+
+
 def test_local_endpoints_only() -> None:
     """Endpoints of other nodes are counted, not enforced."""
     desired = calculate(
@@ -93,8 +99,7 @@ def test_of_two_endpoints_on_one_interface_the_first_id_counts() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"ipNetworks": []}, "no IPv4 address"),
-        ({"ipNetworks": ["fd00::1/128"]}, "no IPv4 address"),
+        ({"ipNetworks": []}, "no address"),
         ({"interfaceName": ""}, "no usable interface name"),
         ({"interfaceName": "cali x"}, "no usable interface name"),
         ({"interfaceName": "eth0"}, "no workload prefix"),
@@ -111,21 +116,21 @@ def test_unusable_endpoints_are_left_out_and_named(change: dict[str, Any], reaso
 
 
 def test_pools_and_hosts() -> None:
-    """All IPv4 pools but those for load balancers; those with natOutgoing; every node's address."""
+    """All pools but those for load balancers; those with natOutgoing; every node's addresses."""
     desired = calculate(
         {
             "IPPool one": pool("198.19.16.0/21", natOutgoing=True),
             "IPPool two": pool("198.19.24.0/21", disabled=True),
             "IPPool lb": pool("198.19.48.0/24", allowedUses=["LoadBalancer"]),
             "IPPool six": {"cidr": "fd00::/48", "blockSize": 122, "natOutgoing": True},
-            "Node node1": {"bgp": {"ipv4Address": "198.19.0.2/20"}},
+            "Node node1": {"bgp": {"ipv4Address": "198.19.0.2/20", "ipv6Address": "fd00::2/64"}},
             "Node node2": {},
         },
         FELIX_EXTERNALNODESLIST="192.0.2.0/24",
     )
-    assert desired.pools == {"198.19.16.0/21", "198.19.24.0/21"}
-    assert desired.masquerade_pools == {"198.19.16.0/21"}
-    assert desired.hosts == {"198.19.0.2", "192.0.2.0/24"}
+    assert texts(desired.pools) == {"198.19.16.0/21", "198.19.24.0/21", "fd00::/48"}
+    assert texts(desired.masquerade_pools) == {"198.19.16.0/21", "fd00::/48"}
+    assert texts(desired.hosts) == {"198.19.0.2/32", "fd00::2/128", "192.0.2.0/24"}
 
 
 def profile(ingress: list[Any], egress: list[Any] | None = None) -> tuple[ProfileRules, Desired]:
@@ -140,13 +145,16 @@ def profile(ingress: list[Any], egress: list[Any] | None = None) -> tuple[Profil
 
 
 def test_profile_rules_without_matches_are_verdicts() -> None:
-    """An empty action allows; rules for IPv6 are not ours; empty match fields match all."""
+    """An empty action allows; a rule may be for one family; empty match fields match all."""
     rules, desired = profile(
         [{"action": "Log"}, {"action": "Pass"}, {"action": "Deny", "ipVersion": 6}, {"action": ""}],
         [{"action": "Deny", "source": {}, "ipVersion": 4}],
     )
     assert rules.inbound == (Verdict.LOG, Verdict.PASS, Verdict.ALLOW)
     assert rules.outbound == (Verdict.DENY,)
+    rules_ipv6 = desired.profiles_ipv6["kns.x"]
+    assert rules_ipv6.inbound == (Verdict.LOG, Verdict.PASS, Verdict.DENY, Verdict.ALLOW)
+    assert rules_ipv6.outbound == ()
     assert desired.problems == ()
 
 
@@ -207,14 +215,19 @@ def test_datastore_ready(ready: bool | None, expected: bool) -> None:
 
 
 def test_service_ranges() -> None:
-    """The IPv4 service ranges of BGPConfiguration default, sorted."""
+    """The service ranges of BGPConfiguration default, sorted."""
     spec = {
         "serviceClusterIPs": [{"cidr": "198.19.32.0/20"}, {"cidr": "fd00::/108"}],
         "serviceExternalIPs": [{"cidr": "198.19.48.0/20"}],
         "serviceLoadBalancerIPs": [{"cidr": "192.0.2.0/24"}],
     }
     desired = calculate({"BGPConfiguration default": spec})
-    assert desired.service_cidrs == ("192.0.2.0/24", "198.19.32.0/20", "198.19.48.0/20")
+    assert list(map(str, desired.service_cidrs)) == [
+        "192.0.2.0/24",
+        "198.19.32.0/20",
+        "198.19.48.0/20",
+        "fd00::/108",
+    ]
 
 
 def test_unchanged_state_is_the_same_picture() -> None:
@@ -252,6 +265,7 @@ SCENARIO: Stored = {
 }
 
 
+@settings(deadline=None)
 @given(st.permutations(sorted(SCENARIO)), st.sets(st.sampled_from(sorted(SCENARIO))))
 def test_order_and_repetition_never_matter(order: list[str], flapping: set[str]) -> None:
     """Any order, with objects that come, go and come again, ends in the same picture."""
@@ -318,7 +332,8 @@ def test_unreadable_parameters_are_reported_and_the_next_source_counts() -> None
         ("natOutgoingAddress", "192.0.2.1", "nat_outgoing_address", "192.0.2.1"),
         ("natOutgoingExclusions", "IPPoolsAndHostIPs", "nat_outgoing_exclusions",
          "ippoolsandhostips"),
-        ("externalNodesList", ["192.0.2.1", "fd00::1"], "external_nodes", ("192.0.2.1/32",)),
+        ("externalNodesList", ["192.0.2.1", "fd00::1"], "external_nodes",
+         ("192.0.2.1/32", "fd00::1/128")),
         ("disableConntrackInvalidCheck", True, "disable_conntrack_invalid_check", True),
         ("deviceRouteProtocol", 80, "device_route_protocol", 80),
     ],

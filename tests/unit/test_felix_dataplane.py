@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from felix.rules.tables import TABLES
 from tests.support.eventually import eventually
 from tests.support.fake_iptables import FakeIpset, FakeIptables
 
+POOL = parse_network("198.19.16.0/21")
 ALLOW = ProfileRules("p", (Verdict.ALLOW,), (Verdict.ALLOW,))
 
 
@@ -48,10 +50,12 @@ def pod(name: str, address: str = "198.19.16.2") -> Endpoint:
 def wanting(*pods: Endpoint, **changes: object) -> Desired:
     """A picture with these pods."""
     desired = Desired(
+        config=FelixConfig(ipv6_support=False),
         endpoints=tuple(sorted(pods, key=lambda one: one.interface)),
         profiles={"p": ALLOW} if pods else {},
-        pools=frozenset(["198.19.16.0/21"]),
-        masquerade_pools=frozenset(["198.19.16.0/21"]),
+        profiles_ipv6={"p": ALLOW} if pods else {},
+        pools=frozenset([POOL]),
+        masquerade_pools=frozenset([POOL]),
     )
     return replace(desired, **changes)  # type: ignore[arg-type]
 
@@ -66,12 +70,14 @@ class Node:
     applied: int = 0
 
     def __post_init__(self) -> None:
-        self.iptables, self.ipset = FakeIptables(), FakeIpset()
+        self.iptables, self.ip6tables, self.ipset = FakeIptables(), FakeIptables(), FakeIpset()
         self.conntrack_calls: list[str] = []
         self.commands = FakeCommands(
             {
                 "iptables-nft-save": self.iptables.save,
                 "iptables-nft-restore": self.iptables.restore,
+                "ip6tables-nft-save": self.ip6tables.save,
+                "ip6tables-nft-restore": self.ip6tables.restore,
                 "ipset": self.ipset.run,
                 "conntrack": self._conntrack,
             }
@@ -81,7 +87,11 @@ class Node:
         self.kick = Kick()
         self.proc = self.directory / "proc"
         self._make_proc("default")
-        for path in ("ipv4/ip_forward", "netfilter/nf_conntrack_acct"):
+        for path in (
+            "ipv4/ip_forward",
+            "ipv6/conf/all/forwarding",
+            "netfilter/nf_conntrack_acct",
+        ):
             self._make_file(path)
 
     def start(self) -> Dataplane:
@@ -91,10 +101,17 @@ class Node:
         ownership = RouteOwnership(interfaces, config)
         sysctls = Sysctls(self.proc)
         tables = {
-            name: Table(
-                name, Backend("nft"), self.commands, clock=self.clock, intervals=CheckIntervals()
-            )
-            for name in TABLES
+            version: {
+                name: Table(
+                    name,
+                    Backend("nft", version),
+                    self.commands,
+                    clock=self.clock,
+                    intervals=CheckIntervals(),
+                )
+                for name in TABLES
+            }
+            for version in config.ip_versions
         }
         drivers = Drivers(
             config=config,
@@ -183,6 +200,8 @@ class Node:
         return Finished(tuple(argv), 1, "", "conntrack v1.4.7: 0 flow entries have been deleted.")
 
     def _make_proc(self, name: str) -> None:
+        for switch in ("proxy_ndp", "forwarding", "accept_ra"):
+            self._make_file(f"ipv6/conf/{name}/{switch}")
         for switch in ("route_localnet", "proxy_arp", "forwarding", "rp_filter"):
             self._make_file(f"ipv4/conf/{name}/{switch}")
         self._make_file(f"ipv4/neigh/{name}/proxy_delay")
@@ -328,9 +347,8 @@ async def test_refused_route_never_ends_the_process(node: Node) -> None:
 
     async with node.running():
         for _ in range(15):
-            before = failures()
             node.pass_time(20)
-            await eventually(lambda seen=before: failures() > seen)
+            await eventually(partial(lambda seen: failures() > seen, failures()))
         node.want(wanting(pod("a"), pod("b", "198.19.16.3")))
         await eventually(lambda: node.up == {"k8s default%2Fb eth0"})
 
@@ -400,7 +418,7 @@ async def test_parameter_that_needs_a_restart_ends_the_process(node: Node) -> No
     """Drivers are built once for their parameters."""
     task = asyncio.ensure_future(node.start().run())
     await eventually(lambda: node.applied)
-    node.want(wanting(config=FelixConfig(device_route_protocol=80)))
+    node.want(wanting(config=FelixConfig(ipv6_support=False, device_route_protocol=80)))
     with pytest.raises(ExceptionGroup) as caught:
         await asyncio.wait_for(task, 5)
     assert caught.group_contains(ConfigChanged)

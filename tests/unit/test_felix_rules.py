@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cymric.model.net import parse_address, parse_network
 from felix.calc.config import FelixConfig
 from felix.calc.values import Desired, Endpoint, EndpointId, ProfileRules, Verdict
 from felix.iptables import render
@@ -36,9 +37,13 @@ from felix.rules.rule import (
 from felix.rules.tables import contents
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "felix_filter_v3.32.rules"
+SERVICES = parse_network("198.19.32.0/20")
 MARKS = allocate(0xFFFF0000)
 ALLOW_ALL = ProfileRules("kns.prod", (Verdict.ALLOW,), (Verdict.ALLOW,))
-POD = Endpoint(EndpointId("k8s", "prod/web-1", "eth0"), "cali2b4f0b7d9aa", "", (), ("kns.prod",))
+ADDRESSES = (parse_address("198.19.16.2"), parse_address("fd00:19::2"))
+POD = Endpoint(
+    EndpointId("k8s", "prod/web-1", "eth0"), "cali2b4f0b7d9aa", "", ADDRESSES, ("kns.prod",)
+)
 
 
 def desired(**config: object) -> Desired:
@@ -47,7 +52,8 @@ def desired(**config: object) -> Desired:
         config=FelixConfig(**config),  # type: ignore[arg-type]
         endpoints=(POD,),
         profiles={"kns.prod": ALLOW_ALL},
-        masquerade_pools=frozenset(["198.19.16.0/21"]),
+        profiles_ipv6={"kns.prod": ALLOW_ALL},
+        masquerade_pools=frozenset([parse_network("198.19.16.0/21")]),
     )
 
 
@@ -274,7 +280,7 @@ def test_profile_chains(verdicts: tuple[Verdict, ...] | None, bodies: list[str])
 
 def test_dispatch_groups_by_the_character_after_the_common_prefix() -> None:
     """A group of one is matched in the root, a larger one in a child with the same end."""
-    root, child = dispatch.from_workload(["cali12", "cali13", "cali2"])
+    root, child = dispatch.from_workload().chains(["cali12", "cali13", "cali2"])
     assert [render.body(rule) for rule in root.rules] == [
         "--in-interface cali1+ --goto cali-from-wl-dispatch-1",
         "--in-interface cali2 --goto cali-fw-cali2",
@@ -318,7 +324,10 @@ def test_dispatch_finds_every_endpoint_and_drops_every_stranger(
     known: set[str], others: set[str]
 ) -> None:
     """Whatever the names, each endpoint's packets reach its chain, others' are dropped."""
-    chains = dispatch.to_workload(sorted(known))
+    dispatched = dispatch.to_workload()
+    dispatched.chains(sorted(others))  # what was before does not matter
+    chains = dispatched.chains(sorted(known))
+    assert chains == dispatch.to_workload().chains(sorted(known))
     for name in known:
         assert walk(chains, name) == f"cali-tw-{name}"
     for name in others - known:
@@ -374,7 +383,7 @@ def test_service_ranges_end_here() -> None:
     """What is left for a service range is dropped, rejected or let pass, as configured."""
     for word, expected in (("drop", [DROP]), ("reject", [REJECT]), ("disabled", [])):
         wanted = Desired(
-            config=FelixConfig(service_loop_prevention=word), service_cidrs=("198.19.32.0/20",)
+            config=FelixConfig(service_loop_prevention=word), service_cidrs=(SERVICES,)
         )
         chain = contents(wanted)["filter"].chains["cali-cidr-block"]
         assert [rule.action for rule in chain.rules] == expected

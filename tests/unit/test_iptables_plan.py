@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cymric.kernel.command import CommandFailed, FakeCommands, Finished
-from felix.iptables.backend import choose, find
+from felix.iptables.backend import Backend, choose, find, leftover_tables
 from felix.iptables.plan import plan, render_table
 from felix.iptables.saved import SavedTable, Unreadable, parse, parse_rule
 from felix.rules.rule import ACCEPT, DROP, Chain, Jump, Match, Rule, TableContent, chains_by_name
@@ -95,8 +95,11 @@ async def test_find_names_tables_in_which_the_other_variant_has_rules_of_ours() 
     }
     found = await find(FakeCommands(programs), "auto")
     assert found.backend.variant == "nft"
-    assert found.other.variant == "legacy"
-    assert found.leftover_tables == ("nat",)
+    other = found.backend.other
+    assert other == Backend("legacy")
+    assert await leftover_tables(FakeCommands(programs), other) == ("nat",)
+    assert await leftover_tables(FakeCommands(programs), found.backend) == ()
+    assert await leftover_tables(FakeCommands(programs), other.of(6)) == (), "cannot be read"
     assert (await find(FakeCommands(programs), "legacy")).backend.variant == "legacy"
 
 
