@@ -1,4 +1,4 @@
-"""Claiming and releasing blocks: which node owns which.
+"""Claiming and releasing blocks: which node owns which, alone and in bulk.
 
 A claim is one transaction: block and affinity are created together, the affinity already
 confirmed, if neither exists. So there is never one without the other, and of two nodes that race
@@ -10,21 +10,25 @@ Calico would; the block names its owner, the affinity key only follows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from enum import StrEnum
 
-from cymric.datastore.api import Datastore, Operation
-from cymric.model.ipam import HOST_AFFINITY, AffinityState, AllocationBlock, BlockAffinity
+import structlog
+
+from cymric.datastore.api import Datastore, delete
+from cymric.model import keys
+from cymric.model.ipam import HOST_AFFINITY, AllocationBlock
 from cymric.model.keys import AffinityKey, BlockKey
-from cymric.model.net import Network
-from ipam import block as blocks
-from ipam.storage import View, delete, land, put
+from cymric.model.net import Network, contains
+from ipam.commit import land_one
+from ipam.drafts import Drafts
+from ipam.facts import Facts
+from ipam.mirror import FAMILIES, key_of
+from ipam.moments import Clock, go_time, rfc3339
+from ipam.storage import list_values
 
-CONFIRMED = BlockAffinity(state=AffinityState.CONFIRMED)
+__all__ = ["Released", "claim", "go_time", "release", "remove_host", "rfc3339"]
 
-Clock = Callable[[], int]
-"""Nanoseconds since 1970."""
+log = structlog.get_logger()
 
 
 class Released(StrEnum):
@@ -42,38 +46,18 @@ async def claim(
 ) -> AllocationBlock | None:
     """The block as `host`'s own, ready for use; None if it belongs to another or to nobody.
 
-    Creates it if it does not exist, repairs an unsettled affinity, removes a stale one. Raises
-    Contended, Malformed.
+    Creates it if it does not exist, repairs an unsettled affinity, removes a stale one. None also
+    when it would overlap another block. Raises Contended.
     """
-    keys = (BlockKey(network), AffinityKey(host, network))
-    return await land(store, keys, lambda view: claimed(view, host, network, clock()))
 
+    def change(drafts: Drafts) -> AllocationBlock | None:
+        draft = drafts.own(network) if drafts.exists(network) else drafts.claim(network)
+        if draft is None:
+            return None
+        drafts.confirm(network, draft)
+        return draft.finish()
 
-def claimed(
-    view: View, host: str, network: Network, now_ns: int
-) -> tuple[AllocationBlock | None, list[Operation]]:
-    """The block as `host`'s own, and the writes that make it so; pure.
-
-    None if it belongs to another or to nobody. The view holds the block's key and the affinity's.
-    """
-    block_key, affinity_key = BlockKey(network), AffinityKey(host, network)
-    found = view.get(block_key, AllocationBlock)
-    if found is None:
-        fresh = blocks.new_block(
-            network,
-            affinity=HOST_AFFINITY + host,
-            claimed_at=rfc3339(now_ns),
-            sequence_number=now_ns,
-        )
-        return fresh, [put(block_key, fresh), put(affinity_key, CONFIRMED)]
-    if found.affinity != HOST_AFFINITY + host:
-        return None, [delete(affinity_key)] if view.has(affinity_key) else []
-    affinity = view.get(affinity_key, BlockAffinity)
-    if affinity is not None and affinity.is_confirmed:
-        return found, []
-    # Writing the block as well makes a releaser that is half way fail.
-    touched = blocks.touch(found)
-    return touched, [put(block_key, touched), put(affinity_key, CONFIRMED)]
+    return await land_one(store, change, facts=Facts(node=host), clock=clock)
 
 
 async def release(
@@ -88,31 +72,96 @@ async def release(
 
     With `sequence_number` only if the block was not written since.
     """
-    block_key, affinity_key = BlockKey(network), AffinityKey(host, network)
 
-    def change(view: View) -> tuple[Released, Sequence[Operation]]:
-        found = view.get(block_key, AllocationBlock)
-        drop_affinity = [delete(affinity_key)] if view.has(affinity_key) else []
-        if found is None or found.affinity != HOST_AFFINITY + host:
-            return Released.NOT_OURS, drop_affinity
-        if sequence_number is not None and found.sequence_number != sequence_number:
-            return Released.CHANGED, []
-        if found.is_empty:
-            return Released.DELETED, [*drop_affinity, delete(block_key)]
-        if require_empty:
-            return Released.NOT_EMPTY, []
-        return Released.ORPHANED, [*drop_affinity, put(block_key, blocks.disown(found))]
+    def change(drafts: Drafts) -> Released:
+        return released(drafts, host, network, require_empty, sequence_number)
 
-    return await land(store, (block_key, affinity_key), change)
+    return await land_one(store, change, facts=Facts(node=""), clock=time.time_ns)
 
 
-def rfc3339(now_ns: int) -> str:
-    """RFC 3339 UTC text of a moment, to the second."""
-    return datetime.fromtimestamp(now_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def released(
+    drafts: Drafts,
+    host: str,
+    network: Network,
+    require_empty: bool = True,
+    sequence_number: int | None = None,
+) -> Released:
+    """The change that gives up a claim. Pure; raises Unseen."""
+    key = AffinityKey(host, network)
+    drafts.need(BlockKey(network), key)
+    block = drafts.look(network)
+    if block is None and drafts.exists(network):
+        return Released.NOT_OURS  # unreadable: not ours to judge
+    if block is None or block.owner_host != host:
+        if drafts.mirror.has(key):
+            drafts.drop_affinity(key)
+        return Released.NOT_OURS
+    if sequence_number is not None and block.sequence_number != sequence_number:
+        return Released.CHANGED
+    draft = drafts.draft(network)
+    if draft is None or (require_empty and not draft.is_empty):
+        return Released.NOT_EMPTY
+    drafts.disown(host, network)
+    return Released.DELETED if draft.is_empty else Released.ORPHANED
 
 
-def go_time(now_ns: int) -> str:
-    """A moment as Go prints it, which is how Calico stores an allocation's time."""
-    seconds, nanoseconds = divmod(now_ns, 1_000_000_000)
-    fraction = f".{nanoseconds:09d}".rstrip("0").rstrip(".")
-    return datetime.fromtimestamp(seconds, UTC).strftime(f"%Y-%m-%d %H:%M:%S{fraction} +0000 UTC")
+# --- in bulk ---
+
+
+async def claim_all(
+    store: Datastore, host: str, cidr: Network, block_prefix_length: int
+) -> tuple[tuple[Network, ...], tuple[Network, ...]]:
+    """Claim every block inside `cidr`; returns those that are the host's now, and the others."""
+    if cidr.prefixlen > block_prefix_length:
+        raise ValueError(f"{cidr} is smaller than a block, which is a /{block_prefix_length}")
+    claimed: list[Network] = []
+    others: list[Network] = []
+    for network in cidr.subnets(new_prefix=block_prefix_length):
+        is_ours = await claim(store, host, network) is not None
+        (claimed if is_ours else others).append(network)
+    return tuple(claimed), tuple(others)
+
+
+async def release_all(
+    store: Datastore, host: str, cidr: Network | None = None, *, require_empty: bool = False
+) -> dict[Network, Released]:
+    """Give up every claim of a host (inside `cidr`), by its affinities and by what blocks say."""
+    return {
+        network: await release(store, host, network, require_empty=require_empty)
+        for network in await owned_by(store, host)
+        if cidr is None or contains(cidr, network)
+    }
+
+
+async def release_pool(
+    store: Datastore, pool: Network, *, require_empty: bool = False
+) -> dict[Network, Released]:
+    """Give up every node's claims inside a pool: empty blocks go, the others lose their owner."""
+    found = {}
+    for _, block in await list_values(store, keys.block_prefix(pool.version), AllocationBlock):
+        if block.owner_host is not None and contains(pool, block.network):
+            found[block.network] = await release(
+                store, block.owner_host, block.network, require_empty=require_empty
+            )
+    return found
+
+
+async def remove_host(store: Datastore, host: str) -> dict[Network, Released]:
+    """What is left of a node: all its claims, in use or not, and its legacy key."""
+    outcome = await release_all(store, host)
+    await delete(store, keys.HOSTS + host)
+    return outcome
+
+
+async def owned_by(store: Datastore, host: str) -> tuple[Network, ...]:
+    """The blocks of a host, by its affinities and by what the blocks say, in key order."""
+    found: set[Network] = set()
+    for version in FAMILIES:
+        for _, block in await list_values(store, keys.block_prefix(version), AllocationBlock):
+            if block.affinity == HOST_AFFINITY + host:
+                found.add(block.network)
+        for pair in (await store.list(keys.affinity_prefix(host, version))).items:
+            key = key_of(pair.key)
+            if isinstance(key, AffinityKey):
+                found.add(key.cidr)
+    return tuple(sorted(found, key=str))

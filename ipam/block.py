@@ -10,12 +10,13 @@ in docs/design/ipam.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from cymric.model.ipam import AllocationAttribute, AllocationBlock
+from cymric.model.ipam import WINDOWS_RESERVED_HANDLE, AllocationAttribute, AllocationBlock
 from cymric.model.net import Network
 
 NONE_RESERVED: frozenset[int] = frozenset()
@@ -73,17 +74,17 @@ def take(
 
     Reserved ordinals are passed over and keep their place. Nothing free: the block unchanged.
     """
-    taken = free_ordinals(block, reserved)[:count]
-    return (_allocate(block, taken, record), taken) if taken else (block, ())
+    draft = Draft(block)
+    taken = draft.take(count, record, reserved)
+    return draft.finish(), taken
 
 
 def take_ordinal(
     block: AllocationBlock, ordinal: int, record: AllocationAttribute
 ) -> AllocationBlock | None:
     """Give `record` this one address; None if somebody holds it."""
-    if block.allocations[ordinal] is not None:
-        return None
-    return _allocate(block, (ordinal,), record)
+    draft = Draft(block)
+    return draft.finish() if draft.take_ordinal(ordinal, record) else None
 
 
 def give_back(block: AllocationBlock, ordinals: Iterable[int]) -> AllocationBlock:
@@ -91,25 +92,185 @@ def give_back(block: AllocationBlock, ordinals: Iterable[int]) -> AllocationBloc
 
     Nothing to free: the block unchanged, and so no reason to write it.
     """
-    freed = tuple(
-        ordinal for ordinal in dict.fromkeys(ordinals) if block.allocations[ordinal] is not None
-    )
-    if not freed:
-        return block
-    gone = set(freed)
-    left = [None if n in gone else index for n, index in enumerate(block.allocations)]
-    sequences = block.sequence_number_for_allocation or {}
-    allocations, attributes = _without_unreferenced(left, block.attributes or ())
-    return replace(
-        block,
-        allocations=allocations,
-        unallocated=(*block.unallocated, *freed),
-        attributes=attributes,
-        sequence_number=block.sequence_number + 1,
-        sequence_number_for_allocation={
-            text: number for text, number in sequences.items() if int(text) not in gone
-        },
-    )
+    draft = Draft(block)
+    draft.give_back(ordinals)
+    return draft.finish()
+
+
+Undo = list[Callable[[], None]]
+"""How to take changes back, the last one first."""
+
+
+class Draft:
+    """A block while many changes are gathered that will be stored by one write.
+
+    Each change appends to `undo` how it is taken back. `finish` gives the block to store.
+    """
+
+    def __init__(self, block: AllocationBlock, undo: Undo | None = None) -> None:
+        self.before = block
+        self._allocations = list(block.allocations)
+        self._free = list(block.unallocated)
+        self._records = list(block.attributes or ())
+        self._sequences = dict(block.sequence_number_for_allocation or {})
+        self._affinity = (block.affinity, block.affinity_claim_time)
+        self._undo: Undo = [] if undo is None else undo
+        self._changes = 0
+        self._has_loose_records = False
+        self._indices: dict[RecordKey, int] | None = None
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether there is anything to store."""
+        return self._changes > 0
+
+    @property
+    def affinity(self) -> str | None:
+        """The owner as it will be stored."""
+        return self._affinity[0]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody holds an address, Windows' own reservations aside."""
+        windows = {
+            n for n, record in enumerate(self._records) if record.handle == WINDOWS_RESERVED_HANDLE
+        }
+        return all(index is None or index in windows for index in self._allocations)
+
+    @property
+    def free_count(self) -> int:
+        """How many ordinals are free, reserved or not."""
+        return len(self._free)
+
+    def holder_of(self, ordinal: int) -> AllocationAttribute | None:
+        """The record of whoever holds `ordinal`; None if it is free."""
+        index = self._allocations[ordinal]
+        return None if index is None else self._records[index]
+
+    def sequence_of(self, ordinal: int) -> int | None:
+        """The sequence number an allocation remembers; None if it has none (older writers)."""
+        return self._sequences.get(str(ordinal))
+
+    def ordinals_of_handle(self, handle: str) -> tuple[int, ...]:
+        """The ordinals a handle holds, ascending."""
+        mine = {n for n, record in enumerate(self._records) if record.handle == handle}
+        return tuple(n for n, index in enumerate(self._allocations) if index in mine)
+
+    def take(
+        self,
+        count: int,
+        record: AllocationAttribute,
+        reserved: Collection[int] = NONE_RESERVED,
+        is_refused: Callable[[int], bool] | None = None,
+    ) -> tuple[int, ...]:
+        """Give `record` up to `count` ordinals from the front, passing over what may not be given.
+
+        `is_refused` is asked only about ordinals that would be given.
+        """
+        taken: list[int] = []
+        position = 0
+        while len(taken) < count and position < len(self._free):
+            ordinal = self._free[position]
+            if ordinal in reserved or (is_refused is not None and is_refused(ordinal)):
+                position += 1
+                continue
+            self._allocate(position, record)
+            taken.append(ordinal)
+        return tuple(taken)
+
+    def take_ordinal(self, ordinal: int, record: AllocationAttribute) -> bool:
+        """Give `record` this one ordinal; False if somebody holds it."""
+        if self._allocations[ordinal] is not None:
+            return False
+        self._allocate(self._free.index(ordinal), record)
+        return True
+
+    def give_back(self, ordinals: Iterable[int]) -> tuple[int, ...]:
+        """Free ordinals, in this order at the tail; returns those that were held."""
+        freed = []
+        for ordinal in ordinals:
+            index = self._allocations[ordinal]
+            if index is not None:
+                self._free_one(ordinal, index)
+                freed.append(ordinal)
+        return tuple(freed)
+
+    def touch(self) -> None:
+        """A reason to store the block although nothing else changes."""
+        self._count_change()
+
+    def disown(self) -> None:
+        """The block without owner: what is held stays held."""
+        before = self._affinity
+        self._affinity = (None, UNSET)
+        self._undo.append(lambda: setattr(self, "_affinity", before))
+        self._count_change()
+
+    def finish(self) -> AllocationBlock:
+        """The block to store, its sequence number one higher; unchanged if nothing was done."""
+        if not self._changes:
+            return self.before
+        allocations, records = tuple(self._allocations), tuple(self._records)
+        if self._has_loose_records:
+            allocations, records = _without_unreferenced(self._allocations, records)
+        before = self.before
+        return replace(
+            before,
+            affinity=self._affinity[0],
+            affinity_claim_time=self._affinity[1],
+            allocations=allocations,
+            unallocated=tuple(self._free),
+            attributes=None if before.attributes is None and not records else records,
+            sequence_number=before.sequence_number + 1,
+            sequence_number_for_allocation=self._sequences,
+        )
+
+    def _allocate(self, position: int, record: AllocationAttribute) -> None:
+        ordinal = self._free.pop(position)
+        self._allocations[ordinal] = self._index_of(record)
+        self._sequences[str(ordinal)] = self.before.sequence_number
+
+        def undo() -> None:
+            self._allocations[ordinal] = None
+            self._free.insert(position, ordinal)
+            self._sequences.pop(str(ordinal), None)
+            self._has_loose_records = True
+
+        self._undo.append(undo)
+        self._count_change()
+
+    def _free_one(self, ordinal: int, index: int) -> None:
+        self._allocations[ordinal] = None
+        self._free.append(ordinal)
+        sequence = self._sequences.pop(str(ordinal), None)
+        self._has_loose_records = True
+
+        def undo() -> None:
+            self._allocations[ordinal] = index
+            self._free.pop()
+            if sequence is not None:
+                self._sequences[str(ordinal)] = sequence
+
+        self._undo.append(undo)
+        self._count_change()
+
+    def _count_change(self) -> None:
+        self._changes += 1
+        self._undo.append(self._uncount_change)
+
+    def _uncount_change(self) -> None:
+        self._changes -= 1
+
+    def _index_of(self, record: AllocationAttribute) -> int:
+        if self._indices is None:
+            self._indices = {}
+            for index, known in enumerate(self._records):
+                if not known.alternateOwnerAttrs:
+                    self._indices.setdefault(_key_of(known), index)
+        index = self._indices.setdefault(_key_of(record), len(self._records))
+        if index == len(self._records):
+            self._records.append(record)
+        return index
 
 
 def own(block: AllocationBlock, affinity: str, *, claimed_at: str) -> AllocationBlock:
@@ -120,6 +281,17 @@ def own(block: AllocationBlock, affinity: str, *, claimed_at: str) -> Allocation
 def disown(block: AllocationBlock) -> AllocationBlock:
     """The block without owner: what is held stays held."""
     return touch(replace(block, affinity=None, affinity_claim_time=UNSET))
+
+
+def counts_by_handle(block: AllocationBlock) -> Counter[str]:
+    """How many addresses of the block each handle holds."""
+    records = block.attributes or ()
+    by_index = Counter(index for index in block.allocations if index is not None)
+    counts: Counter[str] = Counter()
+    for index, count in by_index.items():
+        if (handle := records[index].handle) is not None:
+            counts[handle] += count
+    return counts
 
 
 def touch(block: AllocationBlock) -> AllocationBlock:
@@ -151,26 +323,11 @@ def problems(block: AllocationBlock) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _allocate(
-    block: AllocationBlock, ordinals: tuple[int, ...], record: AllocationAttribute
-) -> AllocationBlock:
-    records = block.attributes or ()
-    index = next((i for i, known in enumerate(records) if _is_same(known, record)), len(records))
-    if index == len(records):
-        records = (*records, record)
-    taken = set(ordinals)
-    sequences = dict(block.sequence_number_for_allocation or {})
-    sequences.update((str(ordinal), block.sequence_number) for ordinal in ordinals)
-    return replace(
-        block,
-        allocations=tuple(
-            index if n in taken else held for n, held in enumerate(block.allocations)
-        ),
-        unallocated=tuple(n for n in block.unallocated if n not in taken),
-        attributes=records,
-        sequence_number=block.sequence_number + 1,
-        sequence_number_for_allocation=sequences,
-    )
+RecordKey = tuple[str | None, frozenset[tuple[str, str]]]
+
+
+def _key_of(record: AllocationAttribute) -> RecordKey:
+    return record.handle, frozenset(record.attributes.items())
 
 
 def _is_same(one: AllocationAttribute, other: AllocationAttribute) -> bool:
@@ -184,7 +341,7 @@ def _is_same(one: AllocationAttribute, other: AllocationAttribute) -> bool:
 
 
 def _without_unreferenced(
-    allocations: list[int | None], records: tuple[AllocationAttribute, ...]
+    allocations: Sequence[int | None], records: tuple[AllocationAttribute, ...]
 ) -> tuple[tuple[int | None, ...], tuple[AllocationAttribute, ...]]:
     kept = sorted({index for index in allocations if index is not None})
     new_index = {old: new for new, old in enumerate(kept)}

@@ -47,5 +47,9 @@ class NotOurBlock(AddressRefused):
     """Its block belongs to another node, and strict affinity forbids borrowing."""
 
 
+class AddressRouted(AddressRefused):
+    """The kernel routes it to another workload of this node, whatever the datastore says."""
+
+
 class StaleRelease(IPAMError):
     """The address changed hands since the caller looked: nothing was released."""

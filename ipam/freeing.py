@@ -1,84 +1,82 @@
-"""Freeing addresses of one block, with the handles that count them, in one transaction.
+"""The changes that free addresses: by handle, or one by one. Pure.
 
-Which handles are involved is known only once the block has been read; so the keys to read start as
-a guess, and the round is repeated when the block names handles that were not among them. A handle's
-count becomes what the block says, which also mends counts that a crash elsewhere left too high.
+Whatever is freed comes out of the counts of its handles in the same transaction. A handle that
+counts more than its blocks hold (a crash of a Calico node leaves such) is mended on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
-from cymric.datastore.api import Datastore, Operation
-from cymric.model.ipam import AllocationBlock, AllocationHandle
 from cymric.model.keys import BlockKey, HandleKey
-from cymric.model.net import Address, Network
-from ipam import block as blocks
-from ipam.storage import View, delete, land, put
-
-Choose = Callable[[AllocationBlock], Sequence[int]]
-"""Which ordinals of a block to free."""
-
-Freed = tuple[tuple[Address, ...], frozenset[HandleKey]]
-"""What was freed, and the handles that have to be read before anything can be."""
+from cymric.model.net import Address, Network, parse_network
+from ipam.asking import Release
+from ipam.drafts import Drafts
+from ipam.errors import StaleRelease
+from ipam.pools import block_of
+from ipam.search import block_around
 
 
-async def free(
-    store: Datastore, network: Network, choose: Choose, *, handles: Collection[HandleKey] = ()
-) -> tuple[Address, ...]:
-    """Free what `choose` picks and tell what was held. An empty block without owner goes as well.
+def free_handle(handle: str, drafts: Drafts) -> tuple[Address, ...]:
+    """Everything a handle holds, by its own count and by the node's blocks. Raises Unseen."""
+    stored = drafts.handle(handle)
+    networks = [parse_network(cidr) for cidr in sorted(stored.block)] if stored else []
+    if stored is None:
+        # No count, but a block of ours may name it all the same.
+        networks = [n for version in (4, 6) for n in drafts.affine(version)]
+    drafts.need(*(BlockKey(network) for network in networks))
+    freed: list[Address] = []
+    for network in networks:
+        draft = drafts.draft(network)
+        ordinals = draft.ordinals_of_handle(handle) if draft is not None else ()
+        if ordinals:
+            freed += drafts.give_back(network, ordinals)
+        elif stored is not None:
+            drafts.recount(handle, network)
+    return tuple(freed)
 
-    `handles` are those likely to be involved. Raises Contended, and whatever `choose` raises.
+
+def free_addresses(wishes: Sequence[Release], drafts: Drafts) -> tuple[Address, ...]:
+    """Each of the addresses; returns those that nobody held. Raises StaleRelease, Unseen.
+
+    StaleRelease means that one of them is not what the caller thinks, and that none was freed.
     """
-    known = frozenset(handles)
-    while True:
-        ordered = sorted(known, key=str)
-        change = partial(_freed, network, choose, ordered)
-        freed, missing = await land(store, (BlockKey(network), *ordered), change)
-        if not missing:
-            return freed
-        known |= missing
+    unheld: list[Address] = []
+    for wish in wishes:
+        network = find_block(wish.address, drafts)
+        draft = None if network is None else drafts.draft(network)
+        if network is None or draft is None:
+            unheld.append(wish.address)
+            continue
+        ordinal = int(wish.address) - int(network.network_address)
+        holder = draft.holder_of(ordinal)
+        if holder is None:
+            unheld.append(wish.address)
+            continue
+        if wish.handle is not None and holder.handle != wish.handle:
+            raise StaleRelease(f"{wish.address} is held by {holder.handle}, not by {wish.handle}")
+        stored = draft.sequence_of(ordinal)
+        if stored is not None and wish.sequence_number not in (None, stored):
+            raise StaleRelease(f"{wish.address} was assigned anew since it was looked at")
+        drafts.give_back(network, (ordinal,))
+    return tuple(unheld)
 
 
-def _freed(
-    network: Network, choose: Choose, known: Sequence[HandleKey], view: View
-) -> tuple[Freed, Sequence[Operation]]:
-    key = BlockKey(network)
-    block = view.get(key, AllocationBlock)
-    if block is None:
-        return ((), frozenset()), [op for h in known for op in _recounted(view, h, network, None)]
-    ordinals = choose(block)
-    missing = _handles_of(block, ordinals) - frozenset(known)
-    if missing:
-        return ((), missing), []
-    changed = blocks.give_back(block, ordinals)
-    operations = [op for h in known for op in _recounted(view, h, network, changed)]
-    if changed is not block:
-        is_over = changed.is_empty and changed.affinity is None
-        operations.insert(0, delete(key) if is_over else put(key, changed))
-    held = tuple(block.address(n) for n in ordinals if block.allocations[n] is not None)
-    return (held, frozenset()), operations
+def find_block(address: Address, drafts: Drafts) -> Network | None:
+    """The existing block of an address, whatever pools there are. Raises Unseen."""
+    pools = drafts.facts.pools
+    pool = next((pool for pool in pools if address in pool.spec.network), None)
+    return block_around(address, None if pool is None else block_of(pool, address), drafts)
 
 
-def _handles_of(block: AllocationBlock, ordinals: Iterable[int]) -> frozenset[HandleKey]:
-    holders = (block.holder_of(ordinal) for ordinal in ordinals)
-    names = {holder.handle for holder in holders if holder is not None and holder.handle}
-    # A handle with a slash has no key that could be read back: nothing counts it.
-    return frozenset(HandleKey(name) for name in names if "/" not in name)
-
-
-def _recounted(
-    view: View, key: HandleKey, network: Network, block: AllocationBlock | None
-) -> list[Operation]:
-    """Make a handle's count for this block what the block says; without counts the key goes."""
-    handle = view.get(key, AllocationHandle)
-    if handle is None:
-        return []
-    count = len(blocks.ordinals_of_handle(block, key.handle_id)) if block is not None else 0
-    counts = {cidr: n for cidr, n in handle.block.items() if cidr != str(network)}
-    if count:
-        counts[str(network)] = count
-    if counts == handle.block:
-        return []
-    return [put(key, AllocationHandle(block=counts))] if counts else [delete(key)]
+def held(handle: str, drafts: Drafts) -> tuple[Address, ...]:
+    """The addresses a handle holds, by what the blocks that it names say. Raises Unseen."""
+    stored = drafts.handle(handle)
+    networks = [parse_network(cidr) for cidr in sorted(stored.block)] if stored else []
+    drafts.need(HandleKey(handle), *(BlockKey(network) for network in networks))
+    found: list[Address] = []
+    for network in networks:
+        draft = drafts.draft(network)
+        if draft is not None:
+            found += [network[n] for n in draft.ordinals_of_handle(handle)]
+    return tuple(found)

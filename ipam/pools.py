@@ -7,17 +7,16 @@ gets exactly those, whatever their selectors say, as long as they are enabled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cymric.model import selector
-from cymric.model.ipam import HOST_AFFINITY, AllocationBlock
 from cymric.model.net import Address, Network, contains, network_of, parse_network
 from cymric.model.resources import IPPool, IPReservation
+from ipam.asking import USE_WORKLOAD
 from ipam.errors import NoPool
 
 AUTOMATIC = "Automatic"
-USE_WORKLOAD = "Workload"
 
 _FNV_OFFSET = 2166136261
 _FNV_PRIME = 16777619
@@ -129,36 +128,16 @@ def block_order(pool: IPPool, host: str) -> Iterator[Network]:
 
 
 def claimable(
-    pools: Iterable[IPPool],
-    host: str,
-    existing: Mapping[Network, AllocationBlock],
-    reserved: Reserved,
+    pools: Iterable[IPPool], host: str, existing: Collection[Network], reserved: Reserved
 ) -> Iterator[Network]:
-    """Blocks to try to claim: those that do not exist, and our own that lost their affinity key.
-
-    A block that would overlap one of another size (left by a former pool) is never claimed.
-    """
+    """Blocks to try to claim: those that do not exist and overlap none that does."""
     for pool in pools:
         length = pool.spec.block_prefix_length
         others = [n for n in existing if n.overlaps(pool.spec.network) and n.prefixlen != length]
         for network in block_order(pool, host):
-            if reserved.covers(network):
+            if network in existing or reserved.covers(network):
                 continue
-            block = existing.get(network)
-            if block is not None:
-                if block.affinity == HOST_AFFINITY + host and block.unallocated:
-                    yield network
-            elif not any(network.overlaps(other) for other in others):
-                yield network
-
-
-def borrowable(
-    pools: Iterable[IPPool], host: str, existing: Mapping[Network, AllocationBlock]
-) -> Iterator[Network]:
-    """Blocks of the pools that have something free, whoever owns them."""
-    for pool in pools:
-        for network in block_order(pool, host):
-            if network in existing and existing[network].unallocated:
+            if not any(network.overlaps(other) for other in others):
                 yield network
 
 

@@ -115,9 +115,6 @@ def test_reservations() -> None:
 
 def test_no_claim_over_blocks_of_another_size() -> None:
     """Where a former pool left a block of another size, nothing is claimed over it."""
-    from ipam.block import new_block
-
-    left = ip_network("10.0.0.16/28")
-    existing = {left: new_block(left, affinity=None, claimed_at="", sequence_number=1)}
+    existing = {ip_network("10.0.0.16/28")}
     pools = [pool("p", "10.0.0.0/26", block_size=27)]
     assert list(claimable(pools, "n", existing, Reserved())) == [ip_network("10.0.0.32/27")]
