@@ -116,7 +116,7 @@ class Committer:
                 changes, answers = self._gather(waiting[:most])
             except Unseen as unseen:
                 has_read = True
-                await self._read(unseen)
+                await self.read(unseen)
                 continue
             if changes.is_too_large and most > 1:
                 most = max(1, min(most, len(waiting)) // 2)
@@ -182,7 +182,7 @@ class Committer:
             )
         return drafts.changes(), answers
 
-    async def _read(self, unseen: Unseen) -> None:
+    async def read(self, unseen: Unseen) -> None:
         """Look at what a change wants to know."""
         for version in unseen.owned:
             prefix = affinity_prefix(self.mirror.node, version)
@@ -201,7 +201,7 @@ class Committer:
         try:
             if len(doubts) >= UNKNOWN_ATTEMPTS:
                 raise OutcomeUnknown("the answers to several writes in a row were lost")
-            await self._read(Unseen(frozenset(texts)))
+            await self.read(Unseen(frozenset(texts)))
         except Unavailable:
             self.mirror.forget(texts)
             raise OutcomeUnknown("the answer to a write was lost, and then the datastore") from None
