@@ -170,6 +170,17 @@ def audit(snapshot: Snapshot, *, now_s: float, advertised: Advertised | None = N
     return Audit(allocations, tuple(sorted(found, key=lambda finding: order[finding.kind])))
 
 
+def confirmed(earlier: Audit, later: Audit) -> Audit:
+    """The later audit without the problems that the earlier does not show.
+
+    A workload that goes or comes is two writes or more: between them its address looks leaked. Such
+    a moment is over when one looks again.
+    """
+    known = {(finding.kind, finding.subject) for finding in earlier.problems}
+    stayed = (f for f in later.findings if not f.is_problem or (f.kind, f.subject) in known)
+    return Audit(later.allocations, tuple(stayed))
+
+
 def allocations_of(
     snapshot: Snapshot, users: Mapping[Address, Sequence[Use]] | None = None
 ) -> Iterator[Allocation]:

@@ -1,7 +1,8 @@
 """`cymric ipam check`: whether what etcd says about addresses agrees with itself.
 
 One listing at one revision, one pure calculation, and, where this node's bgpd answers, its own
-announcements beside it. It writes nothing into etcd, and needs no Kubernetes.
+announcements beside it. What looks wrong is looked at twice: between the writes of a workload that
+goes, its address looks leaked. It writes nothing into etcd, and needs no Kubernetes.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from cymric.cli.session import Session
 from cymric.datastore.api import Datastore
 from cymric.model.net import parse_network
 from ipam import report, snapshot
-from ipam.audit import Advertised, audit
+from ipam.audit import Advertised, Audit, audit, confirmed
 from ipam.snapshot import Snapshot
 
 REPORT_VERSION = f"cymric-{cymric.__version__}"
 PROBLEMS_FOUND = 1
+
+SETTLE_S = 1.0
+"""How long what is only passing may take to pass."""
 
 
 @click.command("check")
@@ -40,17 +44,32 @@ PROBLEMS_FOUND = 1
     type=click.Path(path_type=Path, dir_okay=False),
     help="Path to output report file.",
 )
+@click.option(
+    "--settle",
+    "settle_s",
+    type=click.FloatRange(0),
+    default=SETTLE_S,
+    show_default=True,
+    help="With problems, look again after so many seconds and tell what is still so; 0: look once.",
+)
 @click.pass_obj
 def check(
-    session: Session, show_all_ips: bool, show_problem_ips: bool, report_file: Path | None
+    session: Session,
+    show_all_ips: bool,
+    show_problem_ips: bool,
+    report_file: Path | None,
+    settle_s: float,
 ) -> None:
     """Check that blocks, affinities, handles, endpoints and announcements agree.
 
     The exit code is 0 if they do and 1 if there are problems.
     """
-    seen = session.run(look)
-    advertised, told = _advertised(session, seen)
-    found = audit(seen, now_s=time.time(), advertised=advertised)
+    seen, found, told = _examine(session)
+    if found.problems and settle_s:
+        time.sleep(settle_s)
+        earlier = found
+        seen, found, told = _examine(session)
+        found = confirmed(earlier, found)
     shown = check_text.Shown(all_ips=show_all_ips, problem_ips=show_problem_ips)
     for line in check_text.lines(seen, found, shown, advertising=told):
         click.echo(line)
@@ -59,6 +78,13 @@ def check(
         report_file.write_bytes(msgspec.json.format(msgspec.json.encode(tree), indent=2) + b"\n")
     if found.problems:
         raise SystemExit(PROBLEMS_FOUND)
+
+
+def _examine(session: Session) -> tuple[Snapshot, Audit, str]:
+    """One look and its audit, and a line about the announcements."""
+    seen = session.run(look)
+    advertised, told = _advertised(session, seen)
+    return seen, audit(seen, now_s=time.time(), advertised=advertised), told
 
 
 async def look(store: Datastore) -> Snapshot:

@@ -9,10 +9,22 @@ from typing import Any
 import pytest
 
 from cymric.cli.ipam_check import look
+from cymric.cli.session import Session
+from cymric.datastore import api
 from cymric.datastore.api import Datastore
+from cymric.datastore.memory import MemoryDatastore
 from ipam.audit import audit
 from ipam.client import IPAM, Request
-from tests.support.cymric_cli import LONG_AGO, RESOURCES, Cymric, endpoint, pool, populate, resource
+from tests.support.cymric_cli import (
+    LONG_AGO,
+    RESOURCES,
+    Cymric,
+    InMemory,
+    endpoint,
+    pool,
+    populate,
+    resource,
+)
 
 CONFIG = "/calico/ipam/v2/config"
 CLUSTER = f"{RESOURCES}/clusterinformations/default"
@@ -71,7 +83,7 @@ def test_release_a_handle(cymric: Cymric) -> None:
 
 def check(cymric: Cymric, path: Path) -> str:
     """Write a report; its path."""
-    cymric("ipam", "check", "-o", str(path))
+    cymric("ipam", "check", "--settle=0", "-o", str(path))
     return str(path)
 
 
@@ -144,6 +156,89 @@ def test_nothing_is_released_blindly(cymric: Cymric, tmp_path: Path) -> None:
     said = cymric.refused("ipam", "release", "--from-report", path, "--force")
     assert key in said
     assert held(cymric, "net.a") != []
+
+
+class Interrupted(MemoryDatastore):
+    """A datastore that breaks at one write, before it lands or after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes_left = 1_000_000
+        self.lands = False
+
+    async def commit(self, transaction: api.Transaction) -> int:
+        """Land, unless this is the write to break at."""
+        self.writes_left -= 1
+        if self.writes_left == 0:
+            if self.lands:
+                await super().commit(transaction)
+            raise api.Unavailable("broken here")
+        return await super().commit(transaction)
+
+
+def in_memory(store: MemoryDatastore) -> Cymric:
+    session = Session(store=store, environ={}, calicoctl_file=Path("/none"))
+    return Cymric(InMemory(store), session)
+
+
+@pytest.mark.parametrize("lands", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("command", ["gc", "release"])
+def test_broken_at_every_write(tmp_path: Path, command: str, lands: bool) -> None:
+    """Cut short at any write, collecting or releasing is finished by asking again; all agrees."""
+    for writes in range(1, 100):
+        store = Interrupted()
+        cymric = in_memory(store)
+        populate(cymric)
+        assign(cymric, "n1", "net.tunnel")
+        if command == "gc":
+            cymric.run(lambda store: _forget(store, f"{RESOURCES}/nodes/n1"))
+            words = ["ipam", "gc", "--dead-nodes", "--force"]
+        else:
+            cymric.ok("delete", "wep", "n1-cni-a-eth0")
+            cymric.raw.put(f"{HANDLES}/old", '{"block":{},"deleted":false}')
+            path = check(cymric, tmp_path / "r.json")
+            words = ["ipam", "release", "--from-report", path, "--force"]
+        store.writes_left, store.lands = writes, lands
+        was_broken = cymric(*words).exit_code != 0
+        store.writes_left = 1_000_000
+        cymric.ok(*words)
+        assert found(cymric) == []
+        if not was_broken:
+            assert writes > 2
+            return
+    raise AssertionError("it never came to an end")
+
+
+class _Returning(MemoryDatastore):
+    """Node n1 comes back and takes an address, once its old ones were freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_collected = False
+
+    async def commit(self, transaction: api.Transaction) -> int:
+        """Land; after the first freed address the node is there again."""
+        revision = await super().commit(transaction)
+        if self.is_collected:
+            self.is_collected = False
+            tree = resource("Node", "n1", {})
+            await api.put(self, f"{RESOURCES}/nodes/n1", json.dumps(tree).encode())
+            attributes = {"node": "n1", "timestamp": LONG_AGO}
+            await IPAM(self).assign(Request(host="n1", handle="net.new", attributes=attributes))
+        return revision
+
+
+def test_a_node_that_returns_keeps_what_is_new() -> None:
+    """A node that comes back while it is collected keeps its blocks and what it takes by then."""
+    store = _Returning()
+    cymric = in_memory(store)
+    populate(cymric, has_endpoints=False)
+    cymric.run(lambda store: _forget(store, f"{RESOURCES}/nodes/n1"))
+    store.is_collected = True
+    said = cymric.refused("ipam", "gc", "--node=n1")
+    assert "node n1 is back; its blocks were left alone" in said
+    assert len(held(cymric, "net.new")) == 1
+    assert {key.owner for key in cymric.run(look).affinities} == {"n1", "n2"}
 
 
 # --- configuration and the lock -------------------------------------------------------------------
@@ -275,8 +370,6 @@ def test_dead_nodes_are_collected(cymric: Cymric) -> None:
 
 
 async def _forget(store: Datastore, key: str) -> None:
-    from cymric.datastore import api
-
     await api.delete(store, key)
 
 

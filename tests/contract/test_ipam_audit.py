@@ -60,7 +60,7 @@ def test_faults_are_problems(cymric: Cymric) -> None:
         "leaked-address",
         "not-allocated",
     ]
-    result = cymric("ipam", "check", "--show-problem-ips")
+    result = cymric("ipam", "check", "--settle=0", "--show-problem-ips")
     assert result.exit_code == 1
     assert f"  {given['a']} leaked; attrs Main:net.a Extra:node=n1," in result.stdout
     assert (

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from cymric.cli import check_text, collection, pool_migration, pool_split
+from cymric.cli.main import cli
 from cymric.cli.pool_split import CannotSplit
+from cymric.cli.session import Session
+from cymric.datastore.api import put
+from cymric.datastore.memory import MemoryDatastore
 from cymric.model.net import parse_network
 from cymric.model.resources import IPPool, IPPoolSpec, ObjectMeta
 from ipam.audit import audit
@@ -29,6 +37,7 @@ from tests.support.ipam_keys import (
     resource,
     sound,
 )
+from tests.unit.test_cli_commands import bgpd_answering
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -51,6 +60,32 @@ def test_the_words_of_calicoctl(name: str, shown: check_text.Shown) -> None:
     seen = read(stored)
     lines = check_text.lines(seen, audit(seen, now_s=NOW_S), shown, advertising="not done: x.")
     assert "\n".join(lines) + "\n" == (GOLDEN / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("answer", "exit_code", "said"),
+    [
+        ({"advertising": {"10.0.0.0/30": "b", "fd00::/126": "b"}}, 0, "of this node only (node1)."),
+        ({"advertising": {"fd00::/126": "b"}}, 1, "  10.0.0.0/30 of node1, which does not advert"),
+        ({"in_sync": False}, 0, "not done: bgpd is not in sync with etcd yet."),
+        ({"node": "node9"}, 0, "not done: bgpd here is of node9, which is not in this etcd."),
+    ],
+)
+def test_announcements_are_asked_for(
+    tmp_path: Path, answer: dict[str, Any], exit_code: int, said: str
+) -> None:
+    """What this node's bgpd advertises is compared when it answers and is of this cluster."""
+    store = MemoryDatastore()
+    for key, value in sound().items():
+        asyncio.run(put(store, key, json.dumps(value).encode()))
+    session = Session(
+        store=store, environ={"CYMRIC_RUN_DIR": str(tmp_path)}, calicoctl_file=Path("/none")
+    )
+    whole = {"node": "node1", "in_sync": True, "advertising": {}, **answer}
+    with bgpd_answering(tmp_path / "bgpd.sock", whole) as questions:
+        result = CliRunner().invoke(cli, ["ipam", "check", "--settle=0"], obj=session)
+    assert questions == ["status\n"]
+    assert (result.exit_code, said in result.stdout) == (exit_code, True), result.output
 
 
 # --- split ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cymric.datastore.api import KeyValue
 from cymric.model.net import parse_network
 from ipam import snapshot
-from ipam.audit import Advertised, Audit, Kind, audit
+from ipam.audit import Advertised, Audit, Kind, audit, confirmed
 from tests.support.ipam_keys import (
     BLOCK,
     CLAIM,
@@ -230,6 +230,18 @@ def test_problems_and_notes() -> None:
     result = audited(stored)
     assert result.problems == ()
     assert [note.text for note in result.notes] == ["counts 2 in block 10.0.0.0/30, which holds 1"]
+
+
+def test_what_passes_is_no_problem() -> None:
+    """Of two audits only what both call a problem is one; notes are those of the later."""
+    earlier, later = sound(), sound()
+    drop(ENDPOINT)(earlier)
+    holding(holder("net.a"), LEAK)(later)
+    LEAK_HANDLE(later)
+    counted(2)(later)
+    passing, lasting = audited(earlier), audited(later)
+    assert found(confirmed(passing, lasting)) == {"handle-too-high net.a"}
+    assert found(confirmed(lasting, lasting)) == found(lasting)
 
 
 OWN = frozenset(map(parse_network, ("10.0.0.0/30", "fd00::/126")))
