@@ -74,7 +74,7 @@ def starts_finished(lab: Lab) -> int:
 
 
 def test_the_probes_would_notice_a_break(lab: Lab) -> None:
-    """Forwarding stopped for an eighth of a second: packets are missed, so nothing hides a loss."""
+    """Forwarding stopped for half a second: packets are missed, so nothing hides a loss."""
     customer, database = lab.records.pod("customer"), lab.records.pod("database")
     namespace = lab.layout.namespace(NODE)
     with (
@@ -83,10 +83,10 @@ def test_the_probes_would_notice_a_break(lab: Lab) -> None:
     ):
         rule = ("-w", "-t", "mangle", "-d", str(POD_RANGE), "-j", "DROP")
         run(*entering(namespace), "iptables", "-I", "FORWARD", *rule)
-        run("sleep", "0.125")
+        run("sleep", "0.5")
         run(*entering(namespace), "iptables", "-D", "FORWARD", *rule)
         pings, dials = ping.stop(), dialer.stop()
-    assert 10 < len(pings.missing) < 200
+    assert 10 < len(pings.missing) < 400
     assert dials.missing
 
 
