@@ -39,6 +39,7 @@ class Why(StrEnum):
 
     OWN_BLOCK = "block of this node"
     WORKLOAD = "workload address outside the node's blocks"
+    FOREIGN = "workload address outside the pools, from another IPAM"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,10 @@ def advertised(inputs: ExportInputs) -> dict[Network, Why]:
             and _may_be_held_here(prefix, inputs)
         ):
             found[prefix] = Why.WORKLOAD
+    pools = open_pools + closed
+    for prefix in _workload_prefixes(inputs, only_announced_anywhere=True):
+        if not any(contains(network, prefix) for network in pools):
+            found.setdefault(prefix, Why.FOREIGN)
     return dict(sorted(found.items(), key=lambda item: _order(item[0])))
 
 
@@ -96,8 +101,12 @@ def announcements(prefixes: Iterable[Network], session: Session) -> dict[str, An
     }
 
 
-def _workload_prefixes(inputs: ExportInputs) -> Iterable[Network]:
+def _workload_prefixes(
+    inputs: ExportInputs, *, only_announced_anywhere: bool = False
+) -> Iterable[Network]:
     for endpoint in inputs.endpoints:
+        if only_announced_anywhere and not endpoint.is_announced_anywhere:
+            continue
         if endpoint.spec.node == inputs.node:
             yield from map(host_network, endpoint.spec.addresses)
 

@@ -3,7 +3,9 @@
     cymric-cni ──▶ socket ──▶ request ──▶ agent ──▶ ipam ──▶ etcd
                                             ├─────▶ wiring ──▶ veth pair
                                             ├─────▶ WorkloadEndpoint ──▶ etcd ──▶ felix
+                                            ├─────▶ the same by felix' socket
                                             └◀───── status file ◀── felix
+    etcd ──▶ syncer ──▶ allocator (pools, settings), cluster (locked or not)
 
 Restart: everything needed is in the datastore, the kernel and the journal. A new process undoes
 what the journal says was left unfinished, and answers calls from the first moment.
@@ -13,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,21 +24,29 @@ import structlog
 from prometheus_client import Histogram
 
 from cni import request, result
+from cni.addresses import Addresses
 from cni.agent import Agent
+from cni.cluster import Cluster
+from cni.collect import Collector, Reporter
 from cni.errors import CniError, Code, try_again
+from cni.hint import FelixHint
 from cni.journal import Journal
-from cni.request import Call, Command
+from cni.request import Call, Command, NodeCall, Request
 from cni.server import Answer
 from cni.server import serve as serve_socket
 from cni.status import StatusDirectory
+from cni.stored import Endpoints
+from cni.waiting import Waiting
 from cni.wiring import LinuxWiring
 from cymric.datastore.api import DatastoreError
 from cymric.datastore.etcd import open_datastore
+from cymric.datastore.syncer import Syncer, Update
+from cymric.kernel.command import HostCommands
 from cymric.model.codec import Malformed
 from cymric.runtime.daemon import run_daemon
 from cymric.runtime.health import Health
 from cymric.runtime.settings import Settings
-from ipam.client import IPAM
+from ipam.allocator import Allocator
 from ipam.errors import AddressRefused, Contended, IPAMError, NoAddress
 
 CALL_TIMEOUT_S = 45.0
@@ -51,6 +63,15 @@ CALLS = Histogram(
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """Who answers which command."""
+
+    agent: Agent
+    collector: Collector
+    reporter: Reporter
+
+
 def main() -> NoReturn:
     """The console script."""
     run_daemon("cnid", serve)
@@ -58,34 +79,61 @@ def main() -> NoReturn:
 
 async def serve(settings: Settings, health: Health) -> None:
     """Answer CNI calls until cancelled."""
-    health.expect("socket", "leftovers undone")
+    health.expect("socket", "datastore", "leftovers undone")
+    store = open_datastore(settings)
+    allocator, cluster = Allocator(store, settings.node_name), Cluster()
     status = StatusDirectory(settings.endpoint_status_dir)
     status.start()
-    store = open_datastore(settings)
+    hint = FelixHint(settings.run_dir / "felix.sock")
+    wiring, commands = LinuxWiring(), HostCommands()
+    waiting = Waiting(status, wiring, hint, settings.policy_setup_timeout_s)
+    endpoints = Endpoints(store, settings.node_name)
     agent = Agent(
         node=settings.node_name,
-        store=store,
-        ipam=IPAM(store),
-        wiring=LinuxWiring(),
+        endpoints=endpoints,
+        addresses=Addresses(settings.node_name, allocator, commands),
+        cluster=cluster,
+        wiring=wiring,
         journal=Journal(Path(settings.state_dir) / "cni" / "unfinished"),
+        waiting=waiting,
         status=status,
-        policy_timeout_s=settings.policy_setup_timeout_s,
+        hint=hint,
+        mtu_file=Path(settings.state_dir) / "mtu",
     )
+    answering = Answering(
+        agent,
+        Collector(settings.node_name, store, endpoints, agent, commands),
+        Reporter(store, cluster, waiting, commands),
+    )
+
+    def on_updates(updates: Sequence[Update]) -> None:
+        allocator.on_updates(updates)
+        cluster.on_updates(updates)
+
+    def on_in_sync() -> None:
+        allocator.on_in_sync()
+        cluster.on_in_sync()
+        health.set_ready("datastore")
+
+    syncer = Syncer(store, (*allocator.prefixes, cluster.prefix), on_updates, on_in_sync)
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_serve_socket(settings.cni_socket, agent, health), name="socket")
+            tasks.create_task(syncer.run(), name="syncer")
+            tasks.create_task(allocator.run(), name="allocator")
+            tasks.create_task(hint.run(), name="felix hint")
+            tasks.create_task(_serve_socket(settings.cni_socket, answering, health), name="socket")
             tasks.create_task(_undo_leftovers(agent, health), name="leftovers")
     finally:
         status.close()
         await store.close()
 
 
-async def _serve_socket(path: Path, agent: Agent, health: Health) -> None:
-    async def answer_line(line: bytes) -> Answer:
-        return await answer(agent, line)
+async def _serve_socket(path: Path, answering: Answering, health: Health) -> None:
+    async def answer_one(asked: Request) -> Answer:
+        return await answer(answering, asked)
 
     health.set_ready("socket")
-    await serve_socket(path, answer_line)
+    await serve_socket(path, answer_one)
 
 
 async def _undo_leftovers(agent: Agent, health: Health) -> None:
@@ -94,35 +142,39 @@ async def _undo_leftovers(agent: Agent, health: Health) -> None:
         await asyncio.sleep(LEFTOVERS_PAUSE_S)
 
 
-async def answer(agent: Agent, line: bytes) -> Answer:
-    """Exit code and output for one request line; every failure becomes a CNI error."""
+async def answer(answering: Answering, asked: Request) -> Answer:
+    """Exit code and output for one request; every failure becomes a CNI error."""
     began = time.monotonic()
     command, code = "unknown", 0
     try:
-        call = request.parse(line)
+        call = request.parse(asked)
         command = call.command.value
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            return 0, await _dispatch(agent, call)
+            return 0, await _dispatch(answering, call)
     except Exception as raised:
         error = as_cni_error(raised)
         code = int(error.code)
-        if error.code is Code.INTERNAL:
+        if error.code == Code.INTERNAL:
             log.exception("call failed", command=command)
         else:
             log.warning("call failed", command=command, code=code, why=str(error))
-        return 1, result.of_error(request.version_of(line), error)
+        return 1, result.of_error(request.version_of(asked.raw_config), error)
     finally:
         CALLS.labels(command, str(code)).observe(time.monotonic() - began)
 
 
-async def _dispatch(agent: Agent, call: Call) -> bytes:
-    match call.command:
-        case Command.ADD:
-            return await agent.add(call)
-        case Command.DEL:
-            return await agent.delete(call)
-        case Command.CHECK:
-            return await agent.check(call)
+async def _dispatch(answering: Answering, call: Call | NodeCall) -> bytes:
+    match call:
+        case NodeCall(command=Command.GC):
+            return await answering.collector.collect(call)
+        case NodeCall():
+            return await answering.reporter.status(call)
+        case Call(command=Command.ADD):
+            return await answering.agent.add(call)
+        case Call(command=Command.DEL):
+            return await answering.agent.delete(call)
+        case Call():
+            return await answering.agent.check(call)
 
 
 def as_cni_error(error: Exception) -> CniError:

@@ -6,12 +6,14 @@ namespace `default`. Source: Calico's CNI plugin, identifiers and generic endpoi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from cni.errors import CniError, Code
 from cni.request import Call
 from cymric.model.endpoints import (
+    ANNOTATION_ANNOUNCE,
     LABEL_NAMESPACE,
     LABEL_ORCHESTRATOR,
     LABEL_SERVICE_ACCOUNT,
@@ -21,11 +23,13 @@ from cymric.model.endpoints import (
     host_interface_name,
 )
 from cymric.model.keys import ResourceKey
-from cymric.model.net import Address
+from cymric.model.net import Address, host_network
 from cymric.model.resources import DEFAULT_ALLOW_PROFILE, ObjectMeta
 
 DEFAULT_NAMESPACE = "default"
 POLICY_KUBERNETES = "k8s"
+ANNOTATION_NETWORK = "cymric.io/network"
+ANNOTATION_FOREIGN = "cymric.io/foreign-ipam"
 _LEFT_BY_GO = "$&+=:@"
 """What Go's url.PathEscape leaves alone beyond letters, digits and `-_.~`."""
 
@@ -88,15 +92,13 @@ def attributes(call: Call, node: str, timestamp: str) -> dict[str, str]:
 
 
 def build(
-    call: Call,
-    identity: Identity,
-    *,
-    address: Address,
-    mac: str,
-    uid: str,
-    created_at: str,
+    call: Call, identity: Identity, *, addresses: Sequence[Address], mac: str, is_foreign: bool
 ) -> WorkloadEndpoint:
-    """The endpoint as it is stored. `uid` and `created_at` stay when an endpoint is replaced."""
+    """The endpoint as it is stored, but for its uid and time of creation.
+
+    `is_foreign`: the addresses are not from our IPAM. Then no block of this node covers them, and
+    bgpd is told to announce them one by one, unless the network says not to.
+    """
     labels = {
         **call.config.labels,
         LABEL_NAMESPACE: identity.namespace,
@@ -104,13 +106,18 @@ def build(
     }
     if call.service_account:
         labels[LABEL_SERVICE_ACCOUNT] = call.service_account
+    notes = {ANNOTATION_NETWORK: call.config.name}
+    if is_foreign:
+        notes[ANNOTATION_FOREIGN] = "true"
+        if call.config.announce:
+            notes[ANNOTATION_ANNOUNCE] = "true"
+    wishes = call.wishes
     return WorkloadEndpoint(
         metadata=ObjectMeta(
             name=identity.key.name,
             namespace=identity.namespace,
-            uid=uid,
-            creation_timestamp=created_at,
             labels=labels,
+            annotations=notes,
         ),
         spec=WorkloadEndpointSpec(
             orchestrator=identity.orchestrator,
@@ -119,12 +126,25 @@ def build(
             pod=call.pod,
             endpoint=identity.endpoint,
             service_account_name=call.service_account,
-            ip_networks=(f"{address}/{address.max_prefixlen}",),
+            ip_networks=tuple(str(host_network(address)) for address in addresses),
+            ip_nats=wishes.nats(tuple(addresses)),
             profiles=_profiles(call, identity),
             interface_name=identity.host_interface,
             mac=mac,
+            allow_spoofed_source_prefixes=wishes.source_prefixes,
+            qos_controls=wishes.qos,
         ),
     )
+
+
+def is_foreign(endpoint: WorkloadEndpoint) -> bool:
+    """Whether its addresses are from elsewhere than our IPAM."""
+    return (endpoint.metadata.annotations or {}).get(ANNOTATION_FOREIGN) == "true"
+
+
+def network_of(endpoint: WorkloadEndpoint) -> str | None:
+    """The CNI network that it was made for; None if whoever made it did not say."""
+    return (endpoint.metadata.annotations or {}).get(ANNOTATION_NETWORK)
 
 
 def _profiles(call: Call, identity: Identity) -> tuple[str, ...]:

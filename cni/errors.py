@@ -1,7 +1,7 @@
 """CNI errors: a code the runtime understands, and words for the person who reads its log.
 
-Codes 1 to 99 are the specification's (1.0.0, section 2 "Error"), from 100 on ours. 11 asks the
-runtime to try again later.
+Codes 1 to 99 are the specification's (1.1.0, section 5 "Error"), from 100 on ours. 11 asks the
+runtime to try again later; 50 and 51 answer STATUS. A delegated plugin's code is passed on as is.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ class Code(IntEnum):
     DECODING_FAILURE = 6
     INVALID_NETWORK_CONFIG = 7
     TRY_AGAIN_LATER = 11
+    NOT_AVAILABLE = 50
+    LIMITED = 51
     NO_ADDRESS = 100
     WIRING_FAILED = 101
     CHECK_FAILED = 103
+    GC_INCOMPLETE = 104
     INTERNAL = 199
 
 
 class CniError(Exception):
     """A call that failed. `details` may be empty."""
 
-    def __init__(self, code: Code, message: str, details: str = "") -> None:
+    def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(f"{message}: {details}" if details else message)
         self.code = code
         self.message = message

@@ -1,13 +1,15 @@
-"""What was begun and not finished, on disk: so that a killed daemon can undo it.
+"""What is to be removed although nobody will ask again, on disk: so that a successor can do it.
 
 An entry is written before the first change an ADD makes and removed when the ADD has succeeded or
-has been undone. Whatever is found here at the start belongs to an ADD that nobody answered; the
-runtime was told that it failed. Nothing else is ever cleaned up: state without an entry is not
-known to be ours to remove.
+has been undone: whatever is found here at the start belongs to an ADD that nobody answered. An
+entry is also written when a DEL is answered that could not be carried out, because the datastore
+is away: that one is `is_owed`, and on the disk for good before the runtime hears of it. Either way
+the work is the same: remove all of that attachment, and nothing of a newer one.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -15,17 +17,23 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
+from cni.delegate import Delegate
 from cni.endpoint import Identity
 
 log = structlog.get_logger()
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """An attachment that may be half made, with all the names needed to undo it."""
+    """An attachment that has to go, with all the names needed for that.
+
+    `delegate` is the other plugin that its addresses are from.
+    """
 
     handle: str
     is_ipam_only: bool
     identity: Identity
+    delegate: Delegate | None = None
+    is_owed: bool = False
 
     @property
     def name(self) -> str:
@@ -45,8 +53,18 @@ class Journal:
     def begin(self, entry: Entry) -> None:
         """Note an entry, in one step."""
         half = self._directory / f".{entry.name}"
-        half.write_bytes(msgspec.json.encode(entry))
+        with half.open("wb") as file:
+            file.write(msgspec.json.encode(entry))
+            if entry.is_owed:  # a promise outlasts a power cut; what is half made does not
+                file.flush()
+                os.fsync(file.fileno())
         half.rename(self._directory / entry.name)
+        if entry.is_owed:
+            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
 
     def finish(self, entry: Entry) -> None:
         """Forget an entry."""

@@ -1,36 +1,27 @@
-"""A CNI call, parsed and checked once: message, environment, network configuration.
+"""A CNI call, parsed and checked once: header, environment, network configuration.
 
-Everything that reaches the daemon from outside becomes a frozen `Call` here or is refused with the
-code that the specification asks for. Source: CNI specification 1.0.0 sections 1 to 3; Calico's
-names in the network configuration.
+Everything that reaches the daemon from outside becomes a frozen `Call` (about one container) or
+`NodeCall` (about the node) here, or is refused with the code that the specification asks for.
+Source: CNI specification 1.1.0 sections 1 to 3.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, TypeVar
 
-import msgspec
-
+from cni import netconf
 from cni.errors import CniError, Code
+from cni.netconf import NetConf, bad_config
+from cni.wishes import NO_WISHES, Wishes, gather
 from cymric.model.endpoints import MAX_INTERFACE_NAME
-from cymric.model.net import parse_address
 
-PROTOCOL = 1
-CNI_VERSIONS = ("0.3.1", "0.4.0", "1.0.0")
-IPAM_TYPES = ("cymric-cni-ipam", "calico-ipam")
-MAX_MTU = 65535
-
-_NETWORK_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _INTERFACE_NAME = re.compile(r"[^\s/:]+")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9.\-]*[a-z0-9])?")
-
-T = TypeVar("T")
 
 
 class Command(StrEnum):
@@ -39,60 +30,48 @@ class Command(StrEnum):
     ADD = "ADD"
     DEL = "DEL"
     CHECK = "CHECK"
+    GC = "GC"
+    STATUS = "STATUS"
 
 
-class Message(msgspec.Struct, frozen=True):
-    """What the executable sends."""
-
-    version: int
-    plugin: str
-    env: dict[str, str]
-    config: str
+NODE_COMMANDS = (Command.GC, Command.STATUS)
 
 
-class IPAMConf(msgspec.Struct, frozen=True):
-    """The `ipam` section, with Calico's names."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an executable sent: which of the two it is, its CNI_ variables, its standard input."""
 
-    type: str = ""
-    assign_ipv4: str = "true"
-    assign_ipv6: str = "false"
-    ipv4_pools: tuple[str, ...] = ()
+    is_ipam_only: bool
+    env: Mapping[str, str]
+    raw_config: bytes
 
-
-class Policy(msgspec.Struct, frozen=True):
-    """The `policy` section: whose profiles an endpoint gets."""
-
-    type: str = ""
-
-
-class PreviousIP(msgspec.Struct, frozen=True):
-    """An address of a former result."""
-
-    address: str
-
-
-class PreviousResult(msgspec.Struct, frozen=True):
-    """The result of the ADD that a CHECK is about."""
-
-    ips: tuple[PreviousIP, ...] = ()
+    @classmethod
+    def of(cls, kind: bytes, env: bytes, raw_config: bytes) -> Request:
+        """From the parts of a message. Raises CniError."""
+        if kind not in (b"main", b"ipam"):
+            raise CniError(Code.DECODING_FAILURE, "the request is of neither executable")
+        try:
+            pairs = [pair.decode().partition("=") for pair in env.split(b"\0") if pair]
+        except UnicodeDecodeError as error:
+            raise CniError(
+                Code.DECODING_FAILURE, "the environment is no text", str(error)
+            ) from None
+        return cls(kind == b"ipam", {name: text for name, _, text in pairs}, raw_config)
 
 
-class NetConf(msgspec.Struct, frozen=True, rename={"cni_version": "cniVersion"}):
-    """The network configuration; unknown fields are for others."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCall:
+    """GC or STATUS: about all containers of a network on this node, or about none."""
 
-    name: str
-    cni_version: str = "0.2.0"
-    type: str = ""
-    mtu: int = 0
-    ipam: IPAMConf = IPAMConf()
-    policy: Policy = Policy()
-    labels: dict[str, str] = {}
-    previous: PreviousResult | None = msgspec.field(default=None, name="prevResult")
+    command: Command
+    is_ipam_only: bool
+    config: NetConf
+    request: Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of one of the two executables. `netns` is None when the runtime gave none."""
+    """One call about one container. `netns` is None when the runtime gave none."""
 
     command: Command
     is_ipam_only: bool
@@ -100,11 +79,12 @@ class Call:
     interface: str
     netns: Path | None
     config: NetConf
+    request: Request
+    wishes: Wishes = NO_WISHES
     pod: str = ""
     namespace: str = ""
     service_account: str = ""
-    address: IPv4Address | None = None
-    args: dict[str, str] = field(default_factory=dict)
+    args: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def handle(self) -> str:
@@ -117,77 +97,38 @@ class Call:
         return bool(self.pod)
 
 
-def parse(line: bytes) -> Call:
-    """The call in one line from an executable. Raises CniError."""
-    try:
-        message = msgspec.json.decode(line, type=Message)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CniError(Code.DECODING_FAILURE, "the request cannot be read", str(error)) from None
-    if message.version != PROTOCOL:
-        raise CniError(
-            Code.DECODING_FAILURE,
-            f"the executable speaks protocol {message.version}, cnid speaks {PROTOCOL}",
-            "install the executables of this version",
-        )
-    config = _config(message)
-    env = message.env
-    args = _arguments(env.get("CNI_ARGS", ""))
+def parse(request: Request) -> Call | NodeCall:
+    """The call in a request. Raises CniError."""
+    config = netconf.parse(request.raw_config)
+    env = request.env
     command = _command(env.get("CNI_COMMAND", ""), config)
+    if command in NODE_COMMANDS:
+        return NodeCall(
+            command=command, is_ipam_only=request.is_ipam_only, config=config, request=request
+        )
+    args = _arguments(env.get("CNI_ARGS", ""))
     return Call(
         command=command,
-        is_ipam_only=message.plugin == "ipam",
+        is_ipam_only=request.is_ipam_only,
         container_id=_matching(_CONTAINER_ID, env, "CNI_CONTAINERID"),
         interface=_interface(env),
         netns=_netns(env, command),
         config=config,
+        request=request,
+        wishes=gather(config, args) if command is Command.ADD else NO_WISHES,
         pod=_kubernetes(args, "K8S_POD_NAME"),
         namespace=_kubernetes(args, "K8S_POD_NAMESPACE"),
         service_account=args.get("K8S_POD_SERVICE_ACCOUNT", ""),
-        address=_address(args),
         args=args,
     )
 
 
-def version_of(line: bytes) -> str:
+def version_of(raw_config: bytes) -> str:
     """The cniVersion to answer an unreadable call in: the call's own if it can be found."""
     try:
-        return _config(msgspec.json.decode(line, type=Message)).cni_version
-    except (msgspec.MsgspecError, UnicodeDecodeError, CniError):
-        return CNI_VERSIONS[-1]
-
-
-def _config(message: Message) -> NetConf:
-    try:
-        config = msgspec.json.decode(message.config, type=NetConf)
-    except msgspec.ValidationError as error:
-        raise CniError(
-            Code.INVALID_NETWORK_CONFIG, "the network configuration is not valid", str(error)
-        ) from None
-    except msgspec.MsgspecError as error:
-        raise CniError(
-            Code.DECODING_FAILURE, "the network configuration is no JSON", str(error)
-        ) from None
-    if config.cni_version not in CNI_VERSIONS:
-        raise CniError(
-            Code.INCOMPATIBLE_VERSION,
-            f"cniVersion {config.cni_version!r} is not supported",
-            f"supported are {', '.join(CNI_VERSIONS)}",
-        )
-    if not _NETWORK_NAME.fullmatch(config.name):
-        raise _bad_config(f"name {config.name!r} is no network name")
-    if not 0 <= config.mtu <= MAX_MTU:
-        raise _bad_config(f"mtu {config.mtu} is not between 0 and {MAX_MTU}")
-    if config.ipam.type not in IPAM_TYPES:
-        raise _bad_config(f"ipam type {config.ipam.type!r} is none of {', '.join(IPAM_TYPES)}")
-    if config.ipam.assign_ipv4 != "true" or config.ipam.assign_ipv6 == "true":
-        raise _bad_config(
-            "only IPv4 addresses can be assigned: assign_ipv4 true, assign_ipv6 false"
-        )
-    return config
-
-
-def _bad_config(message: str) -> CniError:
-    return CniError(Code.INVALID_NETWORK_CONFIG, message)
+        return netconf.parse(raw_config).cni_version
+    except CniError:
+        return netconf.CNI_VERSIONS[-1]
 
 
 def _bad_environment(message: str) -> CniError:
@@ -198,30 +139,35 @@ def _command(text: str, config: NetConf) -> Command:
     try:
         command = Command(text)
     except ValueError:
-        raise _bad_environment(f"CNI_COMMAND {text!r} is none of ADD, DEL, CHECK") from None
+        raise _bad_environment(f"CNI_COMMAND {text!r} is none of {', '.join(Command)}") from None
     if command is Command.CHECK:
-        if config.cni_version == "0.3.1":
+        if not config.has.check:
             raise CniError(Code.INCOMPATIBLE_VERSION, "CHECK needs cniVersion 0.4.0 or later")
-        if config.previous is None:
-            raise _bad_config("CHECK needs prevResult in the network configuration")
+        if config.previous_tree is None:
+            raise bad_config("CHECK needs prevResult in the network configuration")
+    if command in NODE_COMMANDS and not config.has.gc_and_status:
+        raise CniError(Code.INCOMPATIBLE_VERSION, f"{command} needs cniVersion 1.1.0 or later")
+    if command is Command.GC and config.attachments is None:
+        # Taking "not said" for "none" would remove every container's network.
+        raise bad_config("GC needs cni.dev/valid-attachments in the network configuration")
     return command
 
 
-def _matching(pattern: re.Pattern[str], env: dict[str, str], name: str) -> str:
+def _matching(pattern: re.Pattern[str], env: Mapping[str, str], name: str) -> str:
     text = env.get(name, "")
     if not pattern.fullmatch(text):
         raise _bad_environment(f"{name} {text!r} is missing or not valid")
     return text
 
 
-def _interface(env: dict[str, str]) -> str:
+def _interface(env: Mapping[str, str]) -> str:
     name = _matching(_INTERFACE_NAME, env, "CNI_IFNAME")
     if len(name) > MAX_INTERFACE_NAME or name in (".", ".."):
         raise _bad_environment(f"CNI_IFNAME {name!r} is no interface name")
     return name
 
 
-def _netns(env: dict[str, str], command: Command) -> Path | None:
+def _netns(env: Mapping[str, str], command: Command) -> Path | None:
     text = env.get("CNI_NETNS", "")
     if text:
         return Path(text)
@@ -240,22 +186,10 @@ def _arguments(text: str) -> dict[str, str]:
     return args
 
 
-def _kubernetes(args: dict[str, str], name: str) -> str:
+def _kubernetes(args: Mapping[str, str], name: str) -> str:
     if not (args.get("K8S_POD_NAME") and args.get("K8S_POD_NAMESPACE")):
         return ""
     text = args[name]
     if not _KUBERNETES_NAME.fullmatch(text):
         raise _bad_environment(f"{name} {text!r} in CNI_ARGS is no Kubernetes name")
     return text
-
-
-def _address(args: dict[str, Any]) -> IPv4Address | None:
-    if not args.get("IP"):
-        return None
-    try:
-        address = parse_address(args["IP"])
-    except ValueError as error:
-        raise _bad_environment(f"IP in CNI_ARGS: {error}") from None
-    if not isinstance(address, IPv4Address):
-        raise _bad_environment(f"IP {address} in CNI_ARGS is not IPv4")
-    return address

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from cymric.model.net import Address
+from cymric.model.net import Address, host_network
 
 _IN_CREATE, _IN_MOVED_TO, _IN_CLOSE_WRITE = 0x100, 0x80, 0x8
 _IN_NONBLOCK, _IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
@@ -30,6 +31,7 @@ class _Content(msgspec.Struct, frozen=True):
 
     mac: str = ""
     ipv4_nets: tuple[str, ...] = msgspec.field(default=(), name="ipv4Nets")
+    ipv6_nets: tuple[str, ...] = msgspec.field(default=(), name="ipv6Nets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,18 @@ class Awaited:
 
     name: str
     mac: str
-    address: Address
+    addresses: tuple[Address, ...]
     before: Seen
+
+    def is_told_by(self, mac: str, nets: Collection[str]) -> bool:
+        """Whether a file with this content is about this endpoint.
+
+        A felix that programs IPv4 only tells of no IPv6 address: then the IPv4 ones must be there.
+        """
+        wanted = {str(host_network(address)) for address in self.addresses}
+        if not any(":" in net for net in nets):
+            wanted = {net for net in wanted if ":" not in net} or wanted
+        return mac in ("", self.mac) and wanted <= set(nets)
 
 
 class StatusDirectory:
@@ -104,9 +116,9 @@ class StatusDirectory:
             content = msgspec.json.decode(text, type=_Content)
         except msgspec.MsgspecError:
             content = _Content()
-        if content.mac or content.ipv4_nets:
-            net = f"{awaited.address}/{awaited.address.max_prefixlen}"
-            return content.mac in ("", awaited.mac) and net in content.ipv4_nets
+        nets = content.ipv4_nets + content.ipv6_nets
+        if content.mac or nets:
+            return awaited.is_told_by(content.mac, nets)
         return now.stamp is not None and now != awaited.before
 
     def _wake(self) -> None:

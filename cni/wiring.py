@@ -1,20 +1,26 @@
 """The veth pair between a pod and its node.
 
 The node's end has Calico's name and the MAC ee:ee:ee:ee:ee:ee and answers ARP for everything; the
-pod's end has one /32 address and sends everything to 169.254.1.1, which nobody owns and which it
-knows by a permanent neighbour entry. Routes on the node's side are felix' business. `wire` either
-finishes or leaves nothing.
+pod's end has single addresses and sends everything to 169.254.1.1, which nobody owns, and to the
+link-local address that the node's end has by its MAC; it knows both by permanent neighbour entries.
+Routes on the node's side are felix' business.
+
+    begin   the pair, its switches, both ends up         while IPAM asks etcd
+    finish  gateway, routes, at last the addresses       while etcd stores the endpoint
 
 Order matters: sysctls of the node's end are set before it goes up, so that no packet is handled
 under the defaults; the pod's address comes last, so that a pod with an address has its routes.
+Removing a link stops the whole process for some 20 ms: all that wait for it go in one step.
 Source: Calico's Linux data plane of its CNI plugin.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -23,36 +29,88 @@ from typing import Protocol
 import structlog
 
 from cni.errors import CniError, Code
+from cni.result import POD_GATEWAY_V6
 from cymric.kernel import namespace
-from cymric.kernel.links import Link, LinkRoute, Links, NoSuchLink, VethPair
+from cymric.kernel.links import AlreadyThere, Link, LinkRoute, Links, NoSuchLink, VethPair
 from cymric.kernel.netlink import Netlink
 from cymric.model.endpoints import HOST_MAC, POD_GATEWAY
-from cymric.model.net import Address
+from cymric.model.net import Address, Network, host_network
 
-GATEWAY = ip_address(POD_GATEWAY)
+GATEWAYS: dict[int, Address] = {4: ip_address(POD_GATEWAY), 6: ip_address(POD_GATEWAY_V6)}
 TO_GATEWAY = ip_network(f"{POD_GATEWAY}/32")
-EVERYTHING = ip_network("0.0.0.0/0")
+EVERYTHING: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wire:
-    """A pair to make or to check. `mac` is the pod's end's; `mtu` 0 means the kernel's default."""
+    """A pair to make. `mac` is the pod's end's; `mtu` 0 means the kernel's default.
+
+    `families` are those that the pod is expected to have addresses of. `is_forwarding`: the pod may
+    forward packets that are not its own.
+    """
 
     host_interface: str
     pod_interface: str
     netns: Path
-    address: Address
     mac: str = ""
     mtu: int = 0
+    families: tuple[int, ...] = (4,)
+    is_forwarding: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What goes over a pair: the pod's addresses, and what it reaches through it.
+
+    No destinations means everything, of each family that has an address.
+    """
+
+    addresses: tuple[Address, ...]
+    destinations: tuple[Network, ...] = ()
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """The families that have an address."""
+        return tuple(sorted({address.version for address in self.addresses}))
+
+    def routes(self, index: int) -> tuple[LinkRoute, ...]:
+        """The pod's routes, in the order in which they can be made."""
+        found = [LinkRoute(TO_GATEWAY, index)] if 4 in self.families else []
+        for version in self.families:
+            wanted = [net for net in self.destinations if net.version == version]
+            found += [
+                LinkRoute(net, index, GATEWAYS[version]) for net in wanted or (EVERYTHING[version],)
+            ]
+        return tuple(found)
+
+
+class Pair(Protocol):
+    """A pair that was begun. `mtu` is what it has."""
+
+    @property
+    def mtu(self) -> int:
+        """The MTU of the pair."""
+        ...
+
+    async def finish(self, layout: Layout) -> None:
+        """Give the pod its routes and addresses. Raises OSError."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the pod's namespace."""
+        ...
 
 
 class Wiring(Protocol):
     """What the daemon wants from the kernel."""
 
-    async def wire(self, wire: Wire) -> None:
-        """Make the pair, replacing an old one of that name. Raises CniError, OSError."""
+    async def begin(self, wire: Wire) -> Pair:
+        """Make the pair, replacing an old one of that name; on failure nothing is left.
+
+        Raises CniError, OSError.
+        """
         ...
 
     async def unwire_host(self, host_interface: str) -> None:
@@ -67,9 +125,21 @@ class Wiring(Protocol):
         """Whether the node has a link of that name."""
         ...
 
-    async def faults(self, wire: Wire) -> tuple[str, ...]:
-        """What is not as `wire` would make it; empty when all is well."""
+    async def look(self, host_interface: str) -> Look:
+        """What the node has of a pair, to say what is missing."""
         ...
+
+    async def faults(self, wire: Wire, layout: Layout) -> tuple[str, ...]:
+        """What is not as it would be made; empty when all is well."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The node's end and the destinations that the node routes over it; None: no such link."""
+
+    link: Link | None
+    routed: frozenset[Network] = frozenset()
 
 
 class LinuxWiring:
@@ -77,9 +147,11 @@ class LinuxWiring:
 
     def __init__(self) -> None:
         self._home: Links = Netlink()
+        self._doomed: list[str] = []
+        self._removal: asyncio.Task[None] | None = None
 
-    async def wire(self, wire: Wire) -> None:
-        """Make the pair, replacing an old one of that name. Raises CniError, OSError."""
+    async def begin(self, wire: Wire) -> Pair:
+        """Make the pair, replacing an old one of that name; on failure nothing is left."""
         with ExitStack() as stack:
             there = _enter(stack, wire.netns)
             pod = Netlink(there)
@@ -96,29 +168,34 @@ class LinuxWiring:
                 )
             )
             try:
-                await self._finish(wire, pod, there)
+                _set_host_sysctls(wire.host_interface, wire.families)
+                ours = await _existing(self._home, wire.host_interface)
+                await self._home.set_up(ours.index)
+                with namespace.visiting(there):
+                    _set_pod_sysctls(wire, wire.families)
+                theirs = await _existing(pod, wire.pod_interface)
+                await pod.set_up(theirs.index)
             except BaseException:
                 await self.unwire_host(wire.host_interface)
                 raise
-
-    async def _finish(self, wire: Wire, pod: Links, there: int) -> None:
-        _set_host_sysctls(wire.host_interface)
-        ours = await _existing(self._home, wire.host_interface)
-        await self._home.set_up(ours.index)
-        with namespace.visiting(there):
-            namespace.write_sysctl("net/ipv4/ip_forward", "0")
-        theirs = await _existing(pod, wire.pod_interface)
-        await pod.set_up(theirs.index)
-        # The node answers ARP for the gateway by proxy, but only while it has a route towards it.
-        # With a permanent entry pods do not depend on that, nor wait for the answer.
-        await pod.set_neighbour(theirs.index, GATEWAY, HOST_MAC)
-        await pod.add_route(LinkRoute(TO_GATEWAY, theirs.index))
-        await pod.add_route(LinkRoute(EVERYTHING, theirs.index, GATEWAY))
-        await pod.add_address(theirs.index, ip_interface(f"{wire.address}/32"))
+            return _Begun(wire, self._home, ours, pod, theirs, there, stack.pop_all())
 
     async def unwire_host(self, host_interface: str) -> None:
         """Remove the pair by the node's end, if it is there."""
-        await _remove(self._home, host_interface)
+        if await self._home.get(host_interface) is None:
+            return
+        self._doomed.append(host_interface)
+        # Whoever comes while a removal runs waits for the next one, and shares it with others.
+        while host_interface in self._doomed:
+            if self._removal is None or self._removal.done():
+                self._removal = asyncio.create_task(self._remove_doomed(), name="remove links")
+            await asyncio.shield(self._removal)
+
+    async def _remove_doomed(self) -> None:
+        await asyncio.sleep(0)  # those that are ready to run may still join
+        names, self._doomed = self._doomed, []
+        links = [await self._home.get(name) for name in dict.fromkeys(names)]
+        await self._home.delete_all([link.index for link in links if link is not None])
 
     async def unwire_pod(self, netns: Path, pod_interface: str) -> None:
         """Remove the pair by the pod's end, if both it and the namespace are there."""
@@ -134,20 +211,29 @@ class LinuxWiring:
                     return
                 raise
             stack.callback(pod.close)
-            await _remove(pod, pod_interface)
+            link = await pod.get(pod_interface)
+            if link is not None:
+                await pod.delete_all([link.index])
 
     async def is_there(self, host_interface: str) -> bool:
         """Whether the node has a link of that name."""
         return await self._home.get(host_interface) is not None
 
-    async def faults(self, wire: Wire) -> tuple[str, ...]:
-        """What is not as `wire` would make it; empty when all is well."""
+    async def look(self, host_interface: str) -> Look:
+        """What the node has of a pair, to say what is missing."""
+        link = await self._home.get(host_interface)
+        if link is None:
+            return Look(None)
+        routes = [*await self._home.routes(link.index), *await self._home.routes(link.index, 6)]
+        return Look(link, frozenset(route.destination for route in routes))
+
+    async def faults(self, wire: Wire, layout: Layout) -> tuple[str, ...]:
+        """What is not as it would be made; empty when all is well."""
         found = []
         ours = await self._home.get(wire.host_interface)
         if ours is None or not ours.is_up:
-            found.append(
-                f"{wire.host_interface} on the node is {'missing' if not ours else 'down'}"
-            )
+            state = "missing" if ours is None else "down"
+            found.append(f"{wire.host_interface} on the node is {state}")
         with ExitStack() as stack:
             try:
                 there = _enter(stack, wire.netns)
@@ -155,23 +241,52 @@ class LinuxWiring:
                 return (*found, str(error))
             pod = Netlink(there)
             stack.callback(pod.close)
-            theirs = await pod.get(wire.pod_interface)
-            if theirs is None:
-                return (*found, f"{wire.pod_interface} in the container is missing")
-            if not theirs.is_up:
-                found.append(f"{wire.pod_interface} in the container is down")
-            if wire.mac and theirs.mac != wire.mac:
-                found.append(f"{wire.pod_interface} has MAC {theirs.mac}, not {wire.mac}")
-            if ip_interface(f"{wire.address}/32") not in await pod.addresses(theirs.index):
-                found.append(f"{wire.pod_interface} does not have address {wire.address}")
-            routes = await pod.routes(theirs.index)
-            for route in (
-                LinkRoute(TO_GATEWAY, theirs.index),
-                LinkRoute(EVERYTHING, theirs.index, GATEWAY),
-            ):
-                if route not in routes:
-                    found.append(f"{wire.pod_interface} has no route to {route.destination}")
-        return tuple(found)
+            return (*found, *await _faults_in_pod(pod, wire, layout))
+
+
+class _Begun:
+    """A pair of the kernel that was begun."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        home: Links,
+        ours: Link,
+        pod: Links,
+        theirs: Link,
+        there: int,
+        stack: ExitStack,
+    ) -> None:
+        self._wire, self._home, self._ours = wire, home, ours
+        self._pod, self._theirs, self._there = pod, theirs, there
+        self._stack = stack
+
+    @property
+    def mtu(self) -> int:
+        """The MTU of the pair."""
+        return self._theirs.mtu
+
+    async def finish(self, layout: Layout) -> None:
+        """Give the pod its routes and addresses. Raises OSError."""
+        pod, index = self._pod, self._theirs.index
+        if late := tuple(set(layout.families) - set(self._wire.families)):
+            _set_host_sysctls(self._wire.host_interface, late)
+            with namespace.visiting(self._there):
+                _set_pod_sysctls(self._wire, late)
+        if 6 in layout.families:
+            await _give(self._home, self._ours.index, GATEWAYS[6], 64)
+        for version in layout.families:
+            # The node answers for the gateway by proxy, but only while it has a route towards it.
+            # With a permanent entry pods do not depend on that, nor wait for the answer.
+            await pod.set_neighbour(index, GATEWAYS[version], HOST_MAC)
+        for route in layout.routes(index):
+            await pod.add_route(route)
+        for address in layout.addresses:
+            await _give(pod, index, address, address.max_prefixlen)
+
+    def close(self) -> None:
+        """Let go of the pod's namespace."""
+        self._stack.close()
 
 
 def random_mac() -> str:
@@ -179,6 +294,36 @@ def random_mac() -> str:
     raw = bytearray(os.urandom(6))
     raw[0] = raw[0] & 0xFE | 0x02
     return raw.hex(":")
+
+
+async def _give(links: Links, index: int, address: Address, length: int) -> None:
+    try:
+        await links.add_address(index, ip_interface(f"{address}/{length}"))
+    except AlreadyThere:
+        # The kernel gives a link that goes up the very link-local address that we want.
+        if not address.is_link_local:
+            raise
+
+
+async def _faults_in_pod(pod: Links, wire: Wire, layout: Layout) -> Sequence[str]:
+    found = []
+    name = wire.pod_interface
+    link = await pod.get(name)
+    if link is None:
+        return [f"{name} in the container is missing"]
+    if not link.is_up:
+        found.append(f"{name} in the container is down")
+    if wire.mac and link.mac != wire.mac:
+        found.append(f"{name} has MAC {link.mac}, not {wire.mac}")
+    addresses = await pod.addresses(link.index)
+    for address in layout.addresses:
+        if ip_interface(str(host_network(address))) not in addresses:
+            found.append(f"{name} does not have address {address}")
+    routes = {route for v in layout.families for route in await pod.routes(link.index, v)}
+    for route in layout.routes(link.index):
+        if route not in routes:
+            found.append(f"{name} has no route to {route.destination}")
+    return found
 
 
 def _enter(stack: ExitStack, netns: Path) -> int:
@@ -204,23 +349,40 @@ async def _existing(links: Links, name: str) -> Link:
     return link
 
 
-async def _remove(links: Links, name: str) -> None:
-    link = await links.get(name)
-    if link is None:
-        return
-    with suppress(NoSuchLink):  # the other end may have taken it along in between
-        await links.delete(link.index)
-
-
-def _set_host_sysctls(name: str) -> None:
-    for setting, value in (
-        (f"net/ipv4/conf/{name}/route_localnet", "1"),
-        (f"net/ipv4/neigh/{name}/proxy_delay", "0"),
-        (f"net/ipv4/conf/{name}/proxy_arp", "1"),
-        (f"net/ipv4/conf/{name}/forwarding", "1"),
-    ):
+def _set_host_sysctls(name: str, families: Sequence[int]) -> None:
+    settings = []
+    if 4 in families:
+        settings += [
+            (f"net/ipv4/conf/{name}/route_localnet", "1"),
+            (f"net/ipv4/neigh/{name}/proxy_delay", "0"),
+            (f"net/ipv4/conf/{name}/proxy_arp", "1"),
+            (f"net/ipv4/conf/{name}/forwarding", "1"),
+        ]
+    if 6 in families:
+        settings += [
+            (f"net/ipv6/conf/{name}/accept_dad", "0"),
+            (f"net/ipv6/conf/{name}/disable_ipv6", "0"),
+            (f"net/ipv6/conf/{name}/proxy_ndp", "1"),
+            (f"net/ipv6/conf/{name}/forwarding", "1"),
+        ]
+    for setting, value in settings:
         namespace.write_sysctl(setting, value)
+    _try_sysctl(f"net/ipv6/conf/{name}/accept_ra", "0")
+
+
+def _set_pod_sysctls(wire: Wire, families: Sequence[int]) -> None:
+    """To be called inside the pod's namespace."""
+    is_forwarding = "1" if wire.is_forwarding else "0"
+    namespace.write_sysctl("net/ipv4/ip_forward", is_forwarding)
+    if 6 in families:
+        for name in ("all", "default", "lo"):
+            namespace.write_sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "0")
+        namespace.write_sysctl(f"net/ipv6/conf/{wire.pod_interface}/accept_dad", "0")
+        namespace.write_sysctl("net/ipv6/conf/all/forwarding", is_forwarding)
+
+
+def _try_sysctl(setting: str, value: str) -> None:
     try:
-        namespace.write_sysctl(f"net/ipv6/conf/{name}/accept_ra", "0")
+        namespace.write_sysctl(setting, value)
     except OSError as error:  # a kernel without IPv6 has nothing to switch off
-        log.debug("accept_ra not set", why=str(error))
+        log.debug("not set", setting=setting, why=str(error))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from cymric.kernel.links import (
@@ -107,6 +107,12 @@ class FakeLinks:
             there, there_index = state.peer
             there._remove(there_index)
 
+    async def delete_all(self, indices: Sequence[int]) -> None:
+        """Remove links and their peers in one step, which costs what one costs; missing is fine."""
+        for index in indices:
+            if index in self._states:
+                await self.delete(index)
+
     async def addresses(self, index: int) -> tuple[Interface, ...]:
         """The addresses of a link, both families."""
         state = self._states.get(index)
@@ -120,10 +126,11 @@ class FakeLinks:
             raise kernel_error(errno.EEXIST, request, "File exists")
         addresses.append(address)
 
-    async def routes(self, index: int) -> tuple[LinkRoute, ...]:
-        """The main table's IPv4 routes over a link."""
+    async def routes(self, index: int, version: int = 4) -> tuple[LinkRoute, ...]:
+        """The main table's routes of one family over a link."""
         state = self._states.get(index)
-        return tuple(state.routes) if state else ()
+        routes = state.routes if state else ()
+        return tuple(route for route in routes if route.destination.version == version)
 
     async def add_route(self, route: LinkRoute) -> None:
         """Add a route. Raises AlreadyThere, NoSuchLink."""
@@ -132,7 +139,10 @@ class FakeLinks:
         if not state.link.is_up:
             raise KernelError(errno.ENETDOWN, request, "Network is down")
         reachable = [r.destination for r in state.routes if r.gateway is None]
-        if route.gateway is not None and not any(route.gateway in net for net in reachable):
+        gateway = route.gateway
+        if gateway is not None and gateway.version == 6 and gateway.is_link_local:
+            reachable.append(route.destination.supernet(new_prefix=0))
+        if gateway is not None and not any(gateway in net for net in reachable):
             raise KernelError(errno.ENETUNREACH, request, "Nexthop has invalid gateway")
         taken = [r.destination for s in self._states.values() for r in s.routes]
         if route.destination in taken:

@@ -37,12 +37,14 @@ _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, pr
 _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 18, 28
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
+_IFLA_LINKINFO, _IFLA_GROUP, _IFLA_NET_NS_FD = 18, 27, 28
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NDA_DST, _NDA_LLADDR = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_IFA_F_NODAD = 0x02
 _NUD_PERMANENT = 0x80
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _PROTOCOL_BOOT, _UNICAST = 3, 1
@@ -83,10 +85,23 @@ def delete_link(index: int) -> bytes:
     return _request(Kind.DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
 
 
+def set_group(index: int, group: int) -> bytes:
+    """A link put into a group, which is but a number it carries."""
+    body = _IFINFO.pack(0, 0, index, 0, 0)
+    return _request(Kind.SETLINK, 0, body, (_IFLA_GROUP, _U32.pack(group)))
+
+
+def delete_group(group: int) -> bytes:
+    """All links of a group removed at once."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0)
+    return _request(Kind.DELLINK, 0, body, (_IFLA_GROUP, _U32.pack(group)))
+
+
 def add_address(index: int, address: Interface) -> bytes:
-    """An address for a link, without broadcast."""
+    """An address for a link, without broadcast; of IPv6, ready at once (no duplicate detection)."""
     family, packed = _family(address.ip), address.ip.packed
-    body = _IFADDR.pack(family, address.network.prefixlen, 0, 0, index)
+    flags = _IFA_F_NODAD if address.version == 6 else 0
+    body = _IFADDR.pack(family, address.network.prefixlen, flags, 0, index)
     return _request(Kind.NEWADDR, _NEW, body, (_IFA_LOCAL, packed), (_IFA_ADDRESS, packed))
 
 

@@ -10,7 +10,7 @@ Errors are named by what was asked: a caller can tell a missing link from any ot
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -137,6 +137,10 @@ class Links(Protocol):
         """Remove a link and, of a veth, its peer. Raises NoSuchLink."""
         ...
 
+    async def delete_all(self, indices: Sequence[int]) -> None:
+        """Remove links and their peers in one step, which costs what one costs; missing is fine."""
+        ...
+
     async def addresses(self, index: int) -> tuple[Interface, ...]:
         """The addresses of a link, both families."""
         ...
@@ -145,8 +149,8 @@ class Links(Protocol):
         """Give a link an address. Raises AlreadyThere, NoSuchLink."""
         ...
 
-    async def routes(self, index: int) -> tuple[LinkRoute, ...]:
-        """The main table's IPv4 routes over a link."""
+    async def routes(self, index: int, version: int = 4) -> tuple[LinkRoute, ...]:
+        """The main table's routes of one family over a link."""
         ...
 
     async def add_route(self, route: LinkRoute) -> None:

@@ -17,6 +17,8 @@ from cymric.model.resources import Resource, Spec
 LABEL_NAMESPACE = "projectcalico.org/namespace"
 LABEL_ORCHESTRATOR = "projectcalico.org/orchestrator"
 LABEL_SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
+ANNOTATION_ANNOUNCE = "cymric.io/announce"
+"""On an endpoint, `true`: its addresses are announced even where no pool covers them."""
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
 """The MAC of every host side veth: pods never need to learn it anew."""
 POD_GATEWAY = "169.254.1.1"
@@ -132,6 +134,11 @@ class WorkloadEndpoint(Resource, frozen=True, kw_only=True):
         )
         if self.metadata.name != expected:
             raise ValueError(f"the endpoint's fields make its name {expected}")
+
+    @property
+    def is_announced_anywhere(self) -> bool:
+        """Whether addresses outside every pool are announced, too: another IPAM gave them."""
+        return (self.metadata.annotations or {}).get(ANNOTATION_ANNOUNCE) == "true"
 
     @property
     def workload_id(self) -> str:

@@ -30,7 +30,7 @@ def node(tmp_path: Path) -> Iterator[CniNode]:
 
 @pytest.mark.parametrize(
     ("version", "family"),
-    [("0.3.1", {"version": "4"}), ("0.4.0", {"version": "4"}), ("1.0.0", {})],
+    [("0.3.1", {"version": "4"}), ("0.4.0", {"version": "4"}), ("1.0.0", {}), ("1.1.0", {})],
 )
 def test_add_result_of_each_version(node: CniNode, version: str, family: dict[str, str]) -> None:
     """ADD answers in the shape of the version that was asked for."""
@@ -38,11 +38,12 @@ def test_add_result_of_each_version(node: CniNode, version: str, family: dict[st
     answer = node.call("ADD", pod, cniVersion=version)
     assert answer.code == 0, answer
     mac = json.loads(pod.run("ip", "-j", "link", "show", "eth0"))[0]["address"]
+    mtu = {"mtu": 1500} if version == "1.1.0" else {}
     assert answer.tree == {
         "cniVersion": version,
         "interfaces": [
-            {"name": "caliaaaabbbbccc"},
-            {"name": "eth0", "mac": mac, "sandbox": str(pod.path)},
+            {"name": "caliaaaabbbbccc", **mtu},
+            {"name": "eth0", "mac": mac, **mtu, "sandbox": str(pod.path)},
         ],
         "ips": [{**family, "address": f"{answer.address}/32", "interface": 1}],
         "routes": [{"dst": f"{answer.address}/32"}],
@@ -238,7 +239,11 @@ BAD_CALLS: list[tuple[dict[str, Any], int, str]] = [
     ({"name": "a b"}, 7, "network name"),
     ({"name": None}, 7, "name"),
     ({"mtu": -1}, 7, "mtu"),
-    ({"ipam": {"type": "host-local"}}, 7, "ipam type"),
+    ({"ipam": {"type": "no-such"}}, 100, "no such executable"),
+    ({"ipam": {"type": "../sh"}}, 7, "no plugin's name"),
+    ({"ipam": {}}, 7, "no plugin's name"),
+    ({"ipam": {"type": "calico-ipam", "assign_ipv4": "false"}}, 7, "neither"),
+    ({"runtimeConfig": {"mac": "01:00:5e:00:00:01"}}, 7, "no MAC"),
     ({"args": "IP=10.0.0.300"}, 4, "IP in CNI_ARGS"),
     ({"args": "nonsense"}, 4, "NAME=VALUE"),
     ({"interface": "much-too-long-a-name"}, 4, "CNI_IFNAME"),
@@ -341,7 +346,17 @@ def test_ipam_alone_under_ptp(node: CniNode) -> None:
 def test_socket_is_for_root_and_survives_garbage(node: CniNode) -> None:
     """The socket's mode is 0600; whatever is sent gets an error, and the next call is served."""
     assert node.socket.stat().st_mode & 0o777 == 0o600
-    for garbage in (b"garbage\n", b"{}\n", b"\xff\xfe\n", b"x" * (1 << 21) + b"\n", b"no newline"):
+    for garbage in (
+        b"garbage\n",
+        b"cymric-cni 1 main 0 0\n",
+        b"cymric-cni 2 main x 0\n",
+        b"cymric-cni 2 main 0 99999999999\n",
+        b"cymric-cni 2 main 0 10\nhalf",
+        b"cymric-cni 2 other 0 2\n{}",
+        b"cymric-cni 2 main 4 2\n\xff\xfe\0\0{}",
+        b"x" * (1 << 21) + b"\n",
+        b"no newline",
+    ):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)
             connection.connect(str(node.socket))
@@ -352,7 +367,7 @@ def test_socket_is_for_root_and_survives_garbage(node: CniNode) -> None:
                 continue  # refused before all of it was read
             answer = b"".join(iter(lambda c=connection: c.recv(65536), b""))  # type: ignore[misc]
             status, _, body = answer.partition(b"\n")
-            assert status == b"cymric-cni 1 1"
+            assert status == b"cymric-cni 2 1"
             assert json.loads(body)["code"] == 6
     assert node.call("ADD", node.pod("aaaabbbbccccdddd")).code == 0
 
@@ -362,13 +377,14 @@ def test_without_cnid(node: CniNode) -> None:
     node.stop()
     pod = node.pod("aaaabbbbccccdddd")
     versions = node.call("VERSION", pod)
-    assert versions.tree["supportedVersions"] == ["0.3.1", "0.4.0", "1.0.0"]
+    assert versions.tree["supportedVersions"] == ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
     for command in ("ADD", "DEL", "CHECK"):
         answer = node.call(command, pod, cniVersion="0.4.0")
         assert (answer.code, answer.tree["code"]) == (1, 11)
         assert answer.tree["cniVersion"] == "0.4.0"
         assert str(node.socket) in answer.tree["msg"]
-    assert node.call("STATUS", pod).tree["code"] == 4
+    assert node.call("STATUS", pod, cniVersion="1.1.0").tree["code"] == 50
+    assert node.call("NONSENSE", pod).tree["code"] == 4
 
 
 def test_calls_stay_in_their_namespaces(node: CniNode) -> None:

@@ -49,26 +49,59 @@ def tell(node: CniNode, pod: Pod, **wrong: object) -> None:
     beside.rename(node.status_dir / STATUS_FILE)
 
 
-def test_add_and_del_while_etcd_is_down(start_node: StartNode) -> None:
-    """Without etcd both end soon with "try again later", change nothing, and work afterwards."""
+def test_add_while_etcd_is_down(start_node: StartNode) -> None:
+    """Without etcd ADD ends soon with "try again later", leaves nothing, and works afterwards."""
     node = start_node(0)
-    before, pod = node.pod("1111222233334444"), node.pod(ID)
-    assert node.call("ADD", before).code == 0
+    pod = node.pod(ID)
     node.etcd.kill()
-    for command, which in (("ADD", pod), ("DEL", before)):
-        began = time.monotonic()
-        answer = node.call(command, which)
-        assert time.monotonic() - began < 7
-        assert (answer.code, answer.tree["code"]) == (1, 11)
-        assert "datastore" in answer.tree["msg"]
-    assert node.interfaces == {"cali11112222333"}
-    assert "eth0" in before.run("ip", "link", "show", "eth0")
-    assert list(node.journal.iterdir()) == []
+    began = time.monotonic()
+    answer = node.call("ADD", pod)
+    assert time.monotonic() - began < 12
+    assert (answer.code, answer.tree["code"]) == (1, 11)
+    assert "datastore" in answer.tree["msg"]
+    assert node.interfaces == set()
     node.etcd.start()
     assert node.call("ADD", pod).code == 0
-    for which in (before, pod):
-        assert node.call("DEL", which).code == 0
+    assert node.call("DEL", pod).code == 0
     node.assert_nothing_left()
+
+
+def test_del_while_etcd_is_down(start_node: StartNode) -> None:
+    """Without etcd DEL takes the link, promises the rest on disk, and cnid keeps the promise."""
+    node = start_node(0)
+    gone, pod, also = (node.pod(f"{n}1112222333344{n}4") for n in range(3))
+    for one in (gone, pod, also):
+        assert node.call("ADD", one).code == 0
+    node.etcd.kill()
+    assert node.call("DEL", pod).code == 0
+    assert node.call("DEL", pod).code == 0
+    node.remove(gone)
+    assert node.call("DEL", gone).code == 0
+    assert node.interfaces == {"cali21112222333"}
+    node.stop(kill=True)  # the promise is not in memory
+    assert len(list(node.journal.iterdir())) == 2
+    node.start()
+    assert node.call("DEL", also).code == 0  # by a process that has never seen etcd
+    node.etcd.start()
+    eventually_now(lambda: not list(node.journal.iterdir()), 20)
+    node.assert_nothing_left()
+
+
+def test_add_first_keeps_the_promise_of_a_del(start_node: StartNode) -> None:
+    """An ADD for a container whose DEL is owed carries that out before anything else."""
+    node = start_node(0)
+    pod = node.pod(ID)
+    first = node.call("ADD", pod)
+    node.etcd.kill()
+    assert node.call("DEL", pod).code == 0
+    node.stop(kill=True)
+    node.etcd.start()
+    node.start()
+    second = node.call("ADD", pod)
+    assert (first.code, second.code) == (0, 0)
+    assert (node.held, len(node.endpoints), len(node.interfaces)) == (1, 1, 1)
+    assert node.call("CHECK", pod, prevResult=second.tree).code == 0
+    assert list(node.journal.iterdir()) == []
 
 
 def test_add_waits_for_felix(start_node: StartNode) -> None:

@@ -16,7 +16,7 @@ from cni.endpoint import identify
 from cni.errors import CniError, Code
 from cni.install import install_executables
 from cni.journal import Entry, Journal
-from cni.request import Call, parse
+from cni.request import Call, Request, parse
 from cymric.datastore.api import NoSpace, OutcomeUnknown, Unavailable
 from cymric.kernel.links import KernelError
 from cymric.model.codec import Malformed
@@ -25,29 +25,31 @@ from ipam.errors import AddressTaken, BlockLimitReached, Contended, NoFreeAddres
 CONFIG = {"cniVersion": "1.0.0", "name": "pods", "ipam": {"type": "calico-ipam"}}
 
 
-def call(args: str = "", container_id: str = "aaaabbbbccccdddd", **env: str) -> Call:
-    message = {
-        "version": 1,
-        "plugin": "main",
-        "env": {
-            "CNI_COMMAND": "ADD",
-            "CNI_CONTAINERID": container_id,
-            "CNI_IFNAME": "eth0",
-            "CNI_NETNS": "/run/netns/x",
-            "CNI_ARGS": args,
-            **env,
-        },
-        "config": json.dumps(CONFIG),
+def call(
+    args: str = "",
+    container_id: str = "aaaabbbbccccdddd",
+    config: dict[str, Any] | None = None,
+    **env: str,
+) -> Call:
+    variables = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": container_id,
+        "CNI_IFNAME": "eth0",
+        "CNI_NETNS": "/run/netns/x",
+        "CNI_ARGS": args,
+        **env,
     }
-    return parse(json.dumps(message).encode())
+    made = parse(Request(False, variables, json.dumps({**CONFIG, **(config or {})}).encode()))
+    assert isinstance(made, Call)
+    return made
 
 
 def test_executable_imports_next_to_nothing(tmp_path: Path) -> None:
-    """The executable loads no module of the standard library beyond what Python starts with."""
+    """The executable loads no module beyond what Python starts with, until it asks cnid."""
     executable, _ = install_executables(tmp_path, Path(sys.executable))
     bare = _modules("pass", tmp_path)
     body = executable.read_text().partition("\n")[2].replace('__name__ == "__main__"', "False")
-    assert _modules(body, tmp_path) - bare <= {"_json", "_socket"}
+    assert _modules(body, tmp_path) == bare
 
 
 def _modules(body: str, directory: Path) -> set[str]:
@@ -89,7 +91,7 @@ def test_installed_executables(tmp_path: Path) -> None:
 )
 def test_socket_named_by_the_configuration(config: dict[str, Any], path: str) -> None:
     """The network configuration may say where cnid listens."""
-    assert plugin.socket_path(json.dumps(config)) == path
+    assert plugin.socket_path(json.dumps(config).encode()) == path
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 
+import msgspec
 import pytest
 
 from bgpd.exports import (
@@ -50,6 +51,14 @@ def inputs(
     )
 
 
+def announced(one: WorkloadEndpoint) -> WorkloadEndpoint:
+    """The same endpoint, with addresses from another IPAM."""
+    notes = {"cymric.io/announce": "true"}
+    metadata = msgspec.structs.replace(one.metadata, annotations=notes)
+    return msgspec.structs.replace(one, metadata=metadata)
+
+
+FOREIGN = endpoint("f1", "us", "198.19.24.5")
 A1 = endpoint("a1", "us", "198.19.16.5")
 A2 = endpoint("a2", "us", "198.19.16.70")
 ELSEWHERE = endpoint("b1", "other", "198.19.16.71")
@@ -68,6 +77,30 @@ OWN_BLOCK = block(OURS, "us", {"198.19.16.5/32": "us"})
             inputs(blocks=(OWN_BLOCK,), affinities={OURS: LEGACY}),
             {OURS: Why.OWN_BLOCK},
             id="legacy empty state is confirmed",
+        ),
+        pytest.param(inputs(endpoints=(FOREIGN,)), {}, id="outside the pools"),
+        pytest.param(
+            inputs(endpoints=(announced(FOREIGN),)),
+            {"198.19.24.5/32": Why.FOREIGN},
+            id="outside the pools, from another IPAM",
+        ),
+        pytest.param(
+            inputs(endpoints=(announced(FOREIGN),), pools=(pool(),)),
+            {"198.19.24.5/32": Why.FOREIGN},
+            id="other pools do not matter to it",
+        ),
+        pytest.param(
+            inputs(endpoints=(announced(endpoint("b2", "other", "198.19.24.6")),)),
+            {},
+            id="another node's, from another IPAM",
+        ),
+        pytest.param(
+            inputs(
+                endpoints=(announced(FOREIGN),),
+                pools=(pool("198.19.24.0/24", disable_bgp_export=True),),
+            ),
+            {},
+            id="from another IPAM, in a pool that is not exported",
         ),
         pytest.param(inputs(blocks=(OWN_BLOCK,)), {}, id="no affinity"),
         pytest.param(inputs(affinities={OURS: CONFIRMED}), {}, id="no block object"),

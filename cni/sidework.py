@@ -1,0 +1,28 @@
+"""Work that goes on beside other work and ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Start `work` and run the body, which awaits it; if the body fails first, it is cancelled.
+
+    Unlike in a task group errors keep their class, by which callers sort them.
+    """
+    task = asyncio.create_task(work)
+    await asyncio.sleep(0)  # what it sends first is on its way before the body begins
+    try:
+        yield task
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # the body failed first: one error is told, the other is known

@@ -1,0 +1,211 @@
+"""The node's endpoints in the datastore: read once, then remembered as they were last written.
+
+cnid is the one writer of its node's endpoints, so what it remembers is right but for what a person
+changes by hand. Every write compares with the revision that is remembered: being wrong costs one
+round more, and what is there now comes with the refusal.
+
+Invariants: an endpoint is written over or removed only as it was seen; what `known` says is a
+reason to do something, never the proof that it is so (`read` is).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from cni.endpoint import Identity
+from cni.errors import try_again
+from cymric.datastore.api import (
+    ABSENT,
+    Compare,
+    Conflict,
+    Datastore,
+    Delete,
+    KeyValue,
+    Put,
+    Transaction,
+)
+from cymric.model.codec import Malformed, decode, encode
+from cymric.model.endpoints import WorkloadEndpoint
+from cymric.model.keys import ResourceKey, resource_prefix
+from ipam.affinity import rfc3339
+
+MAX_TRIES = 4
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An endpoint as read, and the revision it was read at."""
+
+    key: str
+    value: WorkloadEndpoint
+    revision: int
+
+
+class Endpoints:
+    """The endpoints of `node`. `clock` gives nanoseconds since 1970."""
+
+    def __init__(
+        self, store: Datastore, node: str, *, clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._store = store
+        self._node = node
+        self._clock = clock
+        self._by_key: dict[str, Stored] = {}
+        self._loading: asyncio.Task[None] | None = None
+        self._is_loaded = False
+
+    async def load(self) -> None:
+        """Read all endpoints once; later calls return at once. Raises DatastoreError."""
+        while not self._is_loaded:
+            if self._loading is None or self._loading.done():
+                self._loading = asyncio.create_task(self._load(), name="load endpoints")
+            await asyncio.shield(self._loading)
+
+    async def _load(self) -> None:
+        await self.refresh()
+        self._is_loaded = True
+
+    async def refresh(self) -> tuple[Stored, ...]:
+        """Read all endpoints of this node anew; unreadable ones are named in the log."""
+        listing = await self._store.list(resource_prefix("WorkloadEndpoint"))
+        found = {}
+        for pair in listing.items:
+            try:
+                stored = _stored(pair)
+            except Malformed as error:
+                log.warning("endpoint cannot be read", key=error.key, why=error.reason)
+                continue
+            if stored is not None and stored.value.spec.node == self._node:
+                found[stored.key] = stored
+        for key, stored in found.items():  # a write of ours may have landed since
+            if key in self._by_key and self._by_key[key].revision > stored.revision:
+                found[key] = self._by_key[key]
+        for key, stored in self._by_key.items():
+            if key not in found and stored.revision > listing.revision:
+                found[key] = stored
+        self._by_key = found
+        return tuple(found.values())
+
+    def known(self, identity: Identity) -> Stored | None:
+        """What was there when last seen."""
+        return self._by_key.get(str(identity.key))
+
+    @property
+    def all_known(self) -> tuple[Stored, ...]:
+        """All that were there when last seen."""
+        return tuple(self._by_key.values())
+
+    async def read(self, identity: Identity) -> Stored | None:
+        """What is there now."""
+        key = str(identity.key)
+        stored = _stored(await self._store.get(key))
+        return self._remember(key, stored)
+
+    async def write(self, identity: Identity, value: WorkloadEndpoint) -> None:
+        """Store `value`; the former one's uid and time of creation stay. Raises DatastoreError."""
+        key = str(identity.key)
+        for _ in range(MAX_TRIES):
+            former = self._by_key.get(key)
+            revision = former.revision if former else ABSENT
+            stamped = self._stamped(value, former)
+            transaction = Transaction((Compare(key, revision),), (Put(key, encode(stamped)),))
+            try:
+                landed = await self._store.commit(transaction)
+            except Conflict as conflict:
+                self._remember(key, _stored(conflict.current.get(key)))
+                continue
+            except BaseException:
+                self._by_key.pop(key, None)  # nobody knows: the next write finds out
+                raise
+            self._by_key[key] = Stored(key, stamped, landed)
+            return
+        raise try_again("the endpoint was changed by others again and again", key)
+
+    def _stamped(self, value: WorkloadEndpoint, former: Stored | None) -> WorkloadEndpoint:
+        metadata = former.value.metadata if former else None
+        return msgspec.structs.replace(
+            value,
+            metadata=msgspec.structs.replace(
+                value.metadata,
+                uid=(metadata and metadata.uid) or str(uuid.uuid4()),
+                creation_timestamp=(metadata and metadata.creation_timestamp)
+                or rfc3339(self._clock()),
+            ),
+        )
+
+    async def remove(self, identity: Identity) -> bool:
+        """Remove the endpoint if it is this container's. False: it is another's, or missing."""
+        key = str(identity.key)
+        stored = self._by_key.get(key)
+        if stored is None or stored.value.spec.container_id != identity.container_id:
+            stored = await self.read(identity)
+        while stored is not None and stored.value.spec.container_id == identity.container_id:
+            transaction = Transaction((Compare(key, stored.revision),), (Delete(key),))
+            try:
+                await self._store.commit(transaction)
+            except Conflict as conflict:
+                stored = self._remember(key, _stored(conflict.current.get(key)))
+                continue
+            except BaseException:
+                self._by_key.pop(key, None)
+                raise
+            self._by_key.pop(key, None)
+            return True
+        return False
+
+    async def of_container(self, identity: Identity) -> tuple[WorkloadEndpoint, ...]:
+        """The other endpoints of the same container."""
+        await self.load()
+        return tuple(
+            other.value
+            for other in self._by_key.values()
+            if other.value.spec.container_id == identity.container_id
+            and other.key != str(identity.key)
+        )
+
+    async def owner_of_interface(self, identity: Identity) -> ResourceKey | None:
+        """The endpoint, other than this one, that has the host interface: by what is stored now."""
+        for stored in await self.refresh():
+            spec, metadata = stored.value.spec, stored.value.metadata
+            if stored.key != str(identity.key) and spec.interface_name == identity.host_interface:
+                return ResourceKey("WorkloadEndpoint", metadata.name, metadata.namespace)
+        return None
+
+    def _remember(self, key: str, stored: Stored | None) -> Stored | None:
+        if stored is None:
+            self._by_key.pop(key, None)
+        else:
+            self._by_key[key] = stored
+        return stored
+
+
+def identity_of(endpoint: WorkloadEndpoint) -> Identity:
+    """The names of a stored endpoint."""
+    spec = endpoint.spec
+    return Identity(
+        node=spec.node,
+        orchestrator=spec.orchestrator,
+        namespace=endpoint.metadata.namespace,
+        workload=endpoint.spec.workload_name,
+        endpoint=spec.endpoint,
+        container_id=spec.container_id,
+        host_interface=spec.interface_name,
+    )
+
+
+def _stored(pair: KeyValue | None) -> Stored | None:
+    if pair is None:
+        return None
+    decoded = decode(pair.key, pair.value)
+    assert decoded is not None
+    value = decoded[1]
+    return Stored(pair.key, value, pair.revision) if isinstance(value, WorkloadEndpoint) else None
