@@ -49,15 +49,17 @@ class Endpoint:
     profiles: tuple[str, ...]
     spoofable: tuple[Network, ...] = ()
     floating: tuple[FloatingAddress, ...] = ()
+    ip_versions: frozenset[int] = field(init=False, compare=False, repr=False)
+    """The families it has addresses of."""
+
+    def __post_init__(self) -> None:
+        versions = frozenset(address.version for address in self.addresses)
+        object.__setattr__(self, "ip_versions", versions)
 
     @property
     def routed(self) -> tuple[Address, ...]:
         """Every address that leads to it."""
         return (*self.addresses, *(pair.external for pair in self.floating))
-
-    def has_version(self, version: int) -> bool:
-        """Whether it has an address of IPv4 or IPv6."""
-        return any(address.version == version for address in self.addresses)
 
 
 class Verdict(StrEnum):

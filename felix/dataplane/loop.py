@@ -268,5 +268,5 @@ class Dataplane:
 def _uses_ipv6(desired: Desired) -> bool:
     """Whether anybody here has an IPv6 address, or may get one."""
     return any(pool.version == 6 for pool in desired.pools) or any(
-        one.has_version(6) for one in desired.endpoints
+        6 in one.ip_versions for one in desired.endpoints
     )

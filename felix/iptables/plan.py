@@ -34,7 +34,7 @@ class HookRules:
 
 @dataclass(frozen=True, slots=True)
 class RenderedTable:
-    """A wanted table as text: only chains that a hook reaches."""
+    """A wanted table as text."""
 
     name: str
     chains: Mapping[str, RenderedChain] = field(default_factory=dict)
@@ -57,24 +57,39 @@ RenderChain = Callable[[Chain], RenderedChain]
 
 
 def render_table(content: TableContent, render_chain: RenderChain = render.chain) -> RenderedTable:
-    """The wanted table as text. Raises KeyError if a rule jumps to a chain that is not there."""
-    hooks = {
+    """The wanted table as text."""
+    chains = {name: render_chain(chain) for name, chain in content.chains.items()}
+    return RenderedTable(content.name, chains, render_hooks(content))
+
+
+def render_again(
+    content: TableContent, before: TableContent, rendered: RenderedTable
+) -> RenderedTable:
+    """The wanted table as text, where `before` was `rendered`: chains that are the same are kept.
+
+    Whoever makes contents keeps what did not change, so sameness is asked, not equality.
+    """
+    chains = dict(rendered.chains)
+    for name in before.chains.keys() - content.chains.keys():
+        del chains[name]
+    known = before.chains
+    for name, chain in content.chains.items():
+        if known.get(name) is not chain:
+            chains[name] = render.chain(chain)
+    is_hooked_alike = content.inserts is before.inserts and content.appends is before.appends
+    hooks = rendered.hooks if is_hooked_alike else render_hooks(content)
+    return RenderedTable(content.name, chains, hooks)
+
+
+def render_hooks(content: TableContent) -> Mapping[str, HookRules]:
+    """Our rules in the kernel's chains as text."""
+    return {
         name: HookRules(
             _hook_rules(name, content.inserts.get(name, ())),
             _hook_rules(name + render.APPENDS_SUFFIX, content.appends.get(name, ())),
         )
         for name in (*content.inserts, *content.appends)
     }
-    starts = [rule for rules in (content.inserts, content.appends) for rule in rules.values()]
-    chains: dict[str, RenderedChain] = {}
-    # A set would make the order of the text a matter of chance.
-    waiting = sorted(Chain("", tuple(rule for rules in starts for rule in rules)).targets)
-    while waiting:
-        name = waiting.pop()
-        if name not in chains:
-            chains[name] = render_chain(content.chains[name])
-            waiting.extend(chains[name].targets)
-    return RenderedTable(content.name, chains, hooks)
 
 
 def _hook_rules(hash_name: str, rules: tuple[Rule, ...]) -> tuple[SavedRule, ...]:
@@ -101,7 +116,7 @@ def plan(actual: SavedTable, wanted: RenderedTable) -> Plan:
     for name in _kernel_chains(actual, wanted):
         lines, after[name] = _hook(name, actual.chains.get(name, ()), wanted.hooks.get(name))
         hooked += lines
-    doomed = [name for name in actual.chains if is_our_chain(name) and name not in wanted.chains]
+    doomed = [name for name in actual.chains if name not in wanted.chains and is_our_chain(name)]
     for name in doomed:
         del after[name]
     declared += (f":{name} - -" for name in doomed)
@@ -113,7 +128,9 @@ def _kernel_chains(actual: SavedTable, wanted: RenderedTable) -> Iterable[str]:
     touched = [
         name
         for name, rules in actual.chains.items()
-        if not is_our_chain(name) and any(rule.is_ours for rule in rules)
+        if name not in wanted.chains
+        and not is_our_chain(name)
+        and any(rule.is_ours for rule in rules)
     ]
     return dict.fromkeys((*wanted.hooks, *touched))
 

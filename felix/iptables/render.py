@@ -46,7 +46,6 @@ class RenderedChain:
     name: str
     hashes: tuple[str, ...]
     rules: tuple[str, ...]
-    targets: tuple[str, ...]
     saved: tuple[SavedRule, ...]
     """As the table has it after it was written."""
 
@@ -123,7 +122,7 @@ def chain(wanted: Chain) -> RenderedChain:
     """A whole chain of ours."""
     hashes, texts = rules(wanted.name, wanted.rules)
     saved = tuple(map(ours, hashes, texts))
-    return RenderedChain(wanted.name, hashes, texts, tuple(sorted(wanted.targets)), saved)
+    return RenderedChain(wanted.name, hashes, texts, saved)
 
 
 def ours(hash_text: str, text: str) -> SavedRule:

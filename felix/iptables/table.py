@@ -19,12 +19,10 @@ import structlog
 
 from cymric.kernel.command import CommandFailed, Commands
 from felix import metrics
-from felix.iptables import render
 from felix.iptables.backend import Backend
-from felix.iptables.plan import RenderedTable, plan, render_table
-from felix.iptables.render import RenderedChain
+from felix.iptables.plan import RenderedTable, plan, render_again
 from felix.iptables.saved import SavedTable, Unreadable, parse
-from felix.rules.rule import Chain, TableContent
+from felix.rules.rule import TableContent
 
 ATTEMPTS = 10
 FIRST_PAUSE_S = 0.001
@@ -62,9 +60,8 @@ class Table:
         self._commands = commands
         self._clock = clock
         self._intervals = intervals or CheckIntervals()
-        self._content: TableContent | None = None
+        self._content = TableContent(name)
         self._wanted = RenderedTable(name)
-        self._rendered: dict[str, tuple[Chain, RenderedChain]] = {}
         self._actual: SavedTable | None = None
         self._is_settled = False
         self._read_at_s = clock()
@@ -74,13 +71,12 @@ class Table:
         """State the whole wanted content; chains that are the same objects cost next to nothing."""
         if content is self._content:
             return
+        self._wanted = render_again(content, self._content, self._wanted)
         self._content, self._is_settled = content, False
-        self._wanted = render_table(content, self._render)
-        names = self._wanted.chains.keys()
-        self._rendered = {name: self._rendered[name] for name in names}
-        rules = sum(len(chain.rules) for chain in self._wanted.chains.values())
+        chains = self._wanted.chains
+        rules = sum(len(chain.hashes) for chain in chains.values())
         hooks = sum(len(hook.hashes) for hook in self._wanted.hooks.values())
-        metrics.TABLE_CHAINS.labels(self._version, self.name).set(len(names))
+        metrics.TABLE_CHAINS.labels(self._version, self.name).set(len(chains))
         metrics.TABLE_RULES.labels(self._version, self.name).set(rules + hooks)
 
     @property
@@ -90,13 +86,6 @@ class Table:
     @property
     def _version(self) -> str:
         return str(self._backend.ip_version)
-
-    def _render(self, chain: Chain) -> RenderedChain:
-        known = self._rendered.get(chain.name)
-        if known is None or (known[0] is not chain and known[0] != chain):
-            known = (chain, render.chain(chain))
-            self._rendered[chain.name] = known
-        return known[1]
 
     @property
     def is_pending(self) -> bool:

@@ -181,7 +181,7 @@ class TableContent:
     """All we want in one table.
 
     `inserts` and `appends` are our rules in chains of the kernel, at their top and at their end.
-    Chains that no hook reaches are not written.
+    Whoever makes a content leaves out chains that none of them leads to.
     """
 
     name: str

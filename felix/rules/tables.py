@@ -106,7 +106,7 @@ class TableContents:
             desired.service_cidrs,
             lambda: static.filter_chains(config, marks, desired.service_cidrs, version),
         )
-        endpoints = [one for one in desired.endpoints if one.has_version(version)]
+        endpoints = [one for one in desired.endpoints if version in one.ip_versions]
         # Equality of what is the same object costs nothing, so this is cheap for many endpoints.
         return self._once(
             "filter",

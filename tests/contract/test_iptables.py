@@ -195,12 +195,6 @@ async def test_wanted_chains_and_hooks_appear(host: Host) -> None:
     assert len(host.rules("cali-x")) == 2
 
 
-async def test_unreached_chains_are_not_written(host: Host) -> None:
-    """A chain that no hook leads to stays out of the kernel."""
-    await applied(host, TableContent("filter", chains(drops("cali-lonely")), {}, {}))
-    assert "cali-lonely" not in host.chains()
-
-
 async def test_fresh_driver_writes_nothing_when_nothing_differs(host: Host) -> None:
     """A restarted process recognises its rules by their hashes."""
     wanted = content(drops("cali-x", 3), Chain("cali-empty"))

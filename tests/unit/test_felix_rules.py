@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 
 from cymric.model.net import parse_address, parse_network
 from felix.calc.config import FelixConfig
-from felix.calc.values import Desired, Endpoint, EndpointId, ProfileRules, Verdict
+from felix.calc.values import (
+    Desired,
+    Endpoint,
+    EndpointId,
+    FloatingAddress,
+    ProfileRules,
+    Verdict,
+)
 from felix.iptables import render
 from felix.iptables.plan import render_table
 from felix.rules import dispatch, nat, profile
@@ -34,7 +42,7 @@ from felix.rules.rule import (
     SetMark,
     SourceNAT,
 )
-from felix.rules.tables import contents
+from felix.rules.tables import TableContents, contents
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "felix_filter_v3.32.rules"
 SERVICES = parse_network("198.19.32.0/20")
@@ -394,3 +402,113 @@ def test_same_rule_text_elsewhere_has_another_hash() -> None:
     body = render.body(Rule(Match().source("192.0.2.0/24"), DROP))
     assert hashes("a", body) != hashes("b", body)
     assert hashes("a", body, body)[0] != hashes("a", body, body)[1]
+
+
+@pytest.mark.parametrize("ip_version", [4, 6])
+def test_every_chain_is_reached_from_a_hook(ip_version: int) -> None:
+    """Contents hold nothing that no packet can meet, and nothing leads to a chain that is not."""
+    for content in contents(desired(), ip_version).values():
+        hooks = (*content.inserts.values(), *content.appends.values())
+        waiting = list(Chain("", tuple(rule for rules in hooks for rule in rules)).targets)
+        reached: set[str] = set()
+        while waiting:
+            name = waiting.pop()
+            if name not in reached:
+                reached.add(name)
+                waiting += content.chains[name].targets
+        assert reached == content.chains.keys(), content.name
+
+
+def bodies(chain: Chain) -> list[str]:
+    """Rules without their hashes."""
+    return [render.body(rule) for rule in chain.rules]
+
+
+def test_ipv6_neighbour_discovery_never_depends_on_policy() -> None:
+    """Six ICMPv6 types reach the host before the dispatch; IPv4 has nothing of the kind."""
+    wanted = desired(default_endpoint_to_host_action="return")
+    ipv4 = bodies(contents(wanted)["filter"].chains["cali-wl-to-host"])
+    ipv6 = bodies(contents(wanted, 6)["filter"].chains["cali-wl-to-host"])
+    assert ipv6[:6] == [
+        f"-p 58 -m icmp6 --icmpv6-type {number} --jump ACCEPT"
+        for number in (130, 131, 132, 133, 135, 136)
+    ]
+    assert ipv6[6:] == ipv4
+
+
+def test_ipv6_tables_are_those_of_ipv4_otherwise() -> None:
+    """Only the sets and the ICMPv6 rules differ."""
+    wanted = replace(
+        desired(), masquerade_pools=frozenset(map(parse_network, ("10.0.0.0/8", "fd00::/48")))
+    )
+    for table in ("raw", "mangle", "nat", "filter"):
+        ipv4, ipv6 = contents(wanted), contents(wanted, 6)
+        assert ipv4[table].chains.keys() == ipv6[table].chains.keys()
+        for name, chain in ipv4[table].chains.items():
+            if name != "cali-wl-to-host":
+                expected = [body.replace("cali40", "cali60") for body in bodies(chain)]
+                assert bodies(ipv6[table].chains[name]) == expected
+
+
+def test_endpoint_without_ipv6_address_is_unknown_to_ipv6() -> None:
+    """Its interface meets the drop at the end of the dispatch."""
+    only_ipv4 = replace(desired(), endpoints=(replace(POD, addresses=ADDRESSES[:1]),))
+    chains = contents(only_ipv4, 6)["filter"].chains
+    assert not [name for name in chains if name.startswith(("cali-tw-", "cali-fw-", "cali-pr"))]
+    assert bodies(chains["cali-from-wl-dispatch"]) == [
+        '-m comment --comment "Unknown interface" --jump DROP'
+    ]
+
+
+def test_floating_addresses() -> None:
+    """To the pod; and back through the node when a pod calls itself. The lower address wins."""
+    first, second = (parse_address(text) for text in ("198.19.16.2", "198.19.16.3"))
+    outside, other = parse_address("192.0.2.7"), parse_address("192.0.2.8")
+    pods = (
+        replace(POD, floating=(FloatingAddress(outside, second), FloatingAddress(other, first))),
+        replace(POD, interface="calib", floating=(FloatingAddress(outside, first),)),
+    )
+    chains = contents(replace(desired(), endpoints=pods))["nat"].chains
+    assert bodies(chains["cali-fip-dnat"]) == [
+        "--destination 192.0.2.7 --jump DNAT --to-destination 198.19.16.2",
+        "--destination 192.0.2.8 --jump DNAT --to-destination 198.19.16.2",
+    ]
+    assert bodies(chains["cali-fip-snat"]) == [
+        "--destination 198.19.16.2 --source 198.19.16.2"
+        " --jump SNAT --to-source 192.0.2.7 --random-fully",
+    ]
+    assert (
+        contents(replace(desired(), endpoints=pods), 6)["nat"].chains["cali-fip-dnat"].rules == ()
+    )
+
+
+def test_spoofable_prefixes_skip_the_reverse_path_check() -> None:
+    """Each family has its own, on its own interface only."""
+    spoofable = tuple(map(parse_network, ("198.19.64.0/24", "fd00:64::/64")))
+    wanted = replace(desired(), endpoints=(replace(POD, spoofable=spoofable),))
+    for ip_version, prefix in ((4, "198.19.64.0/24"), (6, "fd00:64::/64")):
+        chain = contents(wanted, ip_version)["raw"].chains["cali-rpf-skip"]
+        assert bodies(chain) == [f"--in-interface cali2b4f0b7d9aa --source {prefix} --jump ACCEPT"]
+
+
+def test_contents_are_the_same_objects_while_nothing_changes() -> None:
+    """Who writes tables sees by identity what one more pod changed."""
+    made = TableContents(4)
+    before = dict(made.contents(desired()))
+    more = replace(
+        desired(), endpoints=(POD, replace(POD, interface="cali3000000000a", mac="02::"))
+    )
+    after = made.contents(more)
+    assert [name for name in after if after[name] is not before[name]] == ["filter"]
+    changed = {
+        name
+        for name, chain in after["filter"].chains.items()
+        if before["filter"].chains.get(name) is not chain
+    }
+    assert changed == {
+        "cali-from-wl-dispatch",
+        "cali-to-wl-dispatch",
+        "cali-tw-cali3000000000a",
+        "cali-fw-cali3000000000a",
+    }
+    assert dict(made.contents(more)) == dict(contents(more))
