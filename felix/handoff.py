@@ -36,7 +36,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is sent: a key as in the datastore, and the value that will stand there (or null)."""
 
     key: str
-    value: msgspec.Raw | None
+    value: msgspec.Raw
 
 
 class Hints(Protocol):
@@ -87,7 +87,7 @@ class Handoff:
 
     def _take(self, line: _Line) -> None:
         """Raises ValueError, saying what is wrong."""
-        if line.value is None:
+        if bytes(line.value) == b"null":
             decoded = parse_key(line.key)
             if isinstance(decoded, ResourceKey):
                 self._end(decoded, "taken back")
