@@ -47,7 +47,7 @@ from ipam.drafts import Drafts, Unseen
 from ipam.errors import IPAMError
 from ipam.facts import Facts, Watched
 from ipam.freeing import free_addresses, free_handle, held
-from ipam.mirror import FAMILIES, Mirror
+from ipam.mirror import FAMILIES, Mirror, OnBlock
 from ipam.moments import SECOND_NS, Clock
 from ipam.search import grant
 
@@ -89,6 +89,7 @@ class Allocator:
 
     `clock` gives nanoseconds since 1970. `is_routed` tells whether the kernel already routes an
     address to a workload: such an address is passed over and reported, never handed out.
+    `on_block` is told of every block that names this node (see `collect.py`).
     `ahead_part` is the part of a block that shall be left (0: claim nothing ahead), `idle_s` how
     long a block stays empty before it is given back.
     """
@@ -100,12 +101,13 @@ class Allocator:
         *,
         clock: Clock = time.time_ns,
         is_routed: Callable[[Address], bool] | None = None,
+        on_block: OnBlock | None = None,
         ahead_part: float = ahead.PART,
         idle_s: float = IDLE_S,
     ) -> None:
         self._store = store
         self._watched = Watched(node)
-        self._mirror = Mirror(node)
+        self._mirror = Mirror(node, on_block)
         self._clock = clock
         self._ahead_part = ahead_part
         self._idle_ns = int(idle_s * SECOND_NS)

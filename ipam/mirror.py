@@ -10,7 +10,7 @@ A value that cannot be read is logged by key once; the key exists, its value is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import TypeVar
 
@@ -23,6 +23,9 @@ from cymric.model.keys import AffinityKey, BlockKey, Key, MalformedKey, parse_ke
 from cymric.model.net import Network
 
 FAMILIES = (4, 6)
+
+OnBlock = Callable[[Network, AllocationBlock | None], None]
+"""Told of blocks that name this node whenever they change; None: gone, or unreadable."""
 
 V = TypeVar("V")
 
@@ -48,8 +51,10 @@ def key_of(text: str) -> Key | None:
 class Mirror:
     """The memory of one process for `node`, which is empty for one who acts for no node."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, on_block: OnBlock | None = None) -> None:
         self.node = node
+        self._on_block = on_block
+        self._naming_us: set[Network] = set()
         self._pairs: dict[str, KeyValue | None] = {}
         self._values: dict[str, object | None] = {}
         self._fresh: set[str] = set()
@@ -117,9 +122,7 @@ class Mirror:
 
     def see_written(self, text: str, pair: KeyValue | None, value: object | None) -> None:
         """A key as we wrote it."""
-        self._see(text, pair)
-        if pair is not None:
-            self._values[text] = value
+        self._see(text, pair, value)
 
     def see_blocks(self, version: int, listing: Listing) -> None:
         """All blocks of a family."""
@@ -176,19 +179,23 @@ class Mirror:
             if text not in ours and (pair is None or isinstance(key_of(text), BlockKey))
         )
 
-    def _see(self, text: str, pair: KeyValue | None) -> None:
+    def _see(self, text: str, pair: KeyValue | None, value: object | None = None) -> None:
         known = self._pairs.get(text)
         self._fresh.add(text)
         if text in self._pairs and known == pair:
             return
         self._pairs[text] = pair
-        self._values.pop(text, None)
+        if value is None:
+            self._values.pop(text, None)
+        else:
+            self._values[text] = value
         match key_of(text):
             case BlockKey(cidr=network):
                 if network.version in self._listed:
                     networks = self._listed[network.version][1]
                     networks.add(network) if pair else networks.discard(network)
                 self._note_affine(network)
+                self._tell(network, pair)
             case AffinityKey(owner=owner, cidr=network, owner_type="host") if owner == self.node:
                 self._note_affine(network)
 
@@ -202,6 +209,15 @@ class Mirror:
         if is_ours != was:
             affine.add(network) if is_ours else affine.discard(network)
             self._in_order.pop(network.version, None)
+
+    def _tell(self, network: Network, pair: KeyValue | None) -> None:
+        """Tell of a block that names this node, as owner or holder, or did so far."""
+        if self._on_block is None:
+            return
+        names_us = pair is not None and self.node.encode() in pair.value
+        if names_us or network in self._naming_us:
+            (self._naming_us.add if names_us else self._naming_us.discard)(network)
+            self._on_block(network, self.value(BlockKey(network), AllocationBlock))
 
     def _names_us(self, key: BlockKey) -> bool:
         pair = self._pairs.get(text_of(key))
