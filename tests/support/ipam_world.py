@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from cymric.datastore.api import Datastore, put
+from cymric.datastore.syncer import Update
 from cymric.model import keys
 from cymric.model.codec import decode, encode
 from cymric.model.ipam import AllocationBlock, AllocationHandle, BlockAffinity
 from cymric.model.keys import AffinityKey, BlockKey, HandleKey, Key, ResourceKey
 from cymric.model.resources import IPPool, IPPoolSpec, Node, ObjectMeta
 from ipam import block as blocks
+from ipam.allocator import Allocator
 
 
 async def store_node(store: Datastore, name: str, **labels: str) -> None:
@@ -27,6 +31,30 @@ async def store_pool(store: Datastore, name: str, cidr: str, **spec: Any) -> Non
     await put(store, str(ResourceKey("IPPool", name)), encode(pool))
 
 
+async def feed(allocator: Allocator, store: Datastore) -> None:
+    """Hand the allocator a snapshot of what a Syncer would tell it."""
+    for prefix in allocator.prefixes:
+        for pair in (await store.list(prefix)).items:
+            decoded = decode(pair.key, pair.value)
+            if decoded is not None:
+                allocator.on_updates([Update(*decoded)])
+    allocator.on_in_sync()
+
+
+@asynccontextmanager
+async def running(store: Datastore, node: str, **options: Any) -> AsyncIterator[Allocator]:
+    """A node's allocator at work, fed with what is stored now."""
+    allocator = Allocator(store, node, **options)
+    await feed(allocator, store)
+    work = asyncio.create_task(allocator.run())
+    try:
+        yield allocator
+    finally:
+        work.cancel()
+        (outcome,) = await asyncio.gather(work, return_exceptions=True)
+        assert isinstance(outcome, asyncio.CancelledError), f"the allocator ended: {outcome!r}"
+
+
 async def everything(store: Datastore) -> dict[Key, Any]:
     """All IPAM keys and values, typed; anything malformed fails."""
     found = (decode(pair.key, pair.value) for pair in (await store.list(keys.IPAM)).items)
@@ -35,6 +63,11 @@ async def everything(store: Datastore) -> dict[Key, Any]:
 
 def assert_consistent(stored: dict[Key, Any]) -> dict[str, list[str]]:
     """Check every rule between blocks, handles and affinities; returns addresses by handle."""
+    networks = [key.cidr for key in stored if isinstance(key, BlockKey)]
+    for number, network in enumerate(networks):
+        assert not any(network.overlaps(other) for other in networks[:number]), (
+            f"{network} overlaps"
+        )
     held: dict[str, list[str]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     seen: set[str] = set()
