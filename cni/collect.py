@@ -36,7 +36,6 @@ from ipam.errors import IPAMError
 from ipam.storage import get, list_values
 
 STATUS_TIMEOUT_S = 3.0
-DELEGATE_LACKS_COMMAND = (Code.INCOMPATIBLE_VERSION, Code.INVALID_ENVIRONMENT)
 
 log = structlog.get_logger()
 
@@ -73,10 +72,14 @@ class Collector:
         return b""
 
     async def _remove(self, entry: Entry) -> str:
-        """Remove an attachment; what went wrong, or nothing."""
+        """Remove an attachment; what went wrong, or nothing. What fails now is tried again later.
+
+        Noted before it begins, since what is left of it half way is not found by another GC.
+        """
         log.info("unused attachment", entry=entry.name)
         try:
             async with self.agent.alone(entry.identity):
+                self.agent.journal.begin(entry)
                 await self.agent.remove(entry)
         except (CniError, DatastoreError, IPAMError, Malformed, OSError) as error:
             return f"{entry.name}: {error}"
@@ -151,7 +154,7 @@ class Collector:
             await delegate.run(self.commands, asked, Command.GC)
         except CniError as error:
             # A plugin from before GC has nothing to say here; its DELs were called one by one.
-            return [] if error.code in DELEGATE_LACKS_COMMAND else [str(error)]
+            return [] if error.code in delegate.LACKS_COMMAND else [str(error)]
         return []
 
 
@@ -183,7 +186,11 @@ class Reporter:
             )
         if not call.config.ipam.is_own and not call.is_ipam_only:
             asked = delegate_of(call.config.ipam.type, call.request)
-            await delegate.run(self.commands, asked, Command.STATUS)
+            try:
+                await delegate.run(self.commands, asked, Command.STATUS)
+            except CniError as error:
+                if error.code not in delegate.LACKS_COMMAND:
+                    raise
         return b""
 
 

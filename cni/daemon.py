@@ -45,13 +45,14 @@ from cymric.kernel.command import HostCommands
 from cymric.model.codec import Malformed
 from cymric.runtime.daemon import run_daemon
 from cymric.runtime.health import Health
+from cymric.runtime.pacing import Backoff
 from cymric.runtime.settings import Settings
 from ipam.allocator import Allocator
 from ipam.errors import AddressRefused, Contended, IPAMError, NoAddress
 
 CALL_TIMEOUT_S = 45.0
 """The longest any call may take, waiting for others included; the executables wait 60 s."""
-LEFTOVERS_PAUSE_S = 1.0
+LEFTOVERS_PAUSE_S, LEFTOVERS_LONGEST_PAUSE_S = 1.0, 10.0
 
 CALLS = Histogram(
     "cymric_cni_call_seconds",
@@ -137,9 +138,13 @@ async def _serve_socket(path: Path, answering: Answering, health: Health) -> Non
 
 
 async def _undo_leftovers(agent: Agent, health: Health) -> None:
+    pauses = Backoff(LEFTOVERS_PAUSE_S, LEFTOVERS_LONGEST_PAUSE_S)
     while True:
-        health.set_ready("leftovers undone", is_ready=await agent.undo_leftovers())
-        await asyncio.sleep(LEFTOVERS_PAUSE_S)
+        is_clean = await agent.undo_leftovers()
+        health.set_ready("leftovers undone", is_ready=is_clean)
+        if is_clean:
+            pauses.succeeded()
+        await asyncio.sleep(LEFTOVERS_PAUSE_S if is_clean else pauses.next_s())
 
 
 async def answer(answering: Answering, asked: Request) -> Answer:

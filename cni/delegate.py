@@ -21,6 +21,10 @@ from cymric.kernel.command import CommandFailed, Commands
 from cymric.model.net import Address, Network, parse_interface
 
 TIMEOUT_S = 20.0
+OLDER_VERSION = "1.0.0"
+"""What nearly every plugin that is installed today understands."""
+LACKS_COMMAND = (Code.INCOMPATIBLE_VERSION, Code.UNKNOWN_CONTAINER, Code.INVALID_ENVIRONMENT)
+"""How a plugin answers a command that is younger than itself and names no container."""
 _ENVIRONMENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -85,6 +89,20 @@ async def run(commands: Commands, delegate: Delegate, command: Command) -> None:
 
 
 async def _call(commands: Commands, delegate: Delegate, command: Command) -> str:
+    """Standard output. A plugin that is older than our version is asked in its own."""
+    try:
+        return await _call_as_it_is(commands, delegate, command)
+    except CniError as error:
+        if error.code != Code.INCOMPATIBLE_VERSION:
+            raise
+        config = msgspec.json.decode(delegate.config)
+        if config.get("cniVersion") == OLDER_VERSION:
+            raise
+        older = msgspec.json.encode({**config, "cniVersion": OLDER_VERSION}).decode()
+    return await _call_as_it_is(commands, msgspec.structs.replace(delegate, config=older), command)
+
+
+async def _call_as_it_is(commands: Commands, delegate: Delegate, command: Command) -> str:
     executable = _find(delegate.type, delegate.env)
     if executable is None:
         path = delegate.env.get("CNI_PATH", "")

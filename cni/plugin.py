@@ -16,7 +16,7 @@ from posix import _exit, environ, read, write
 
 PROTOCOL = 2
 MAX_BYTES = 1 << 20
-TIMEOUT_S = 60.0
+TIMEOUT_S = 60
 DEFAULT_SOCKET = "/run/cymric/cni.sock"
 IPAM_NAMES = ("cymric-cni-ipam", "calico-ipam")
 COMMANDS = (b"ADD", b"DEL", b"CHECK", b"GC", b"STATUS")
@@ -65,7 +65,11 @@ def ask(path: str, request: bytes) -> bytes:
     from _socket import socket  # the module `socket` costs as much as the interpreter
 
     connection = socket(1, 1)  # AF_UNIX, SOCK_STREAM
-    connection.settimeout(TIMEOUT_S)
+    # SO_RCVTIMEO and SO_SNDTIMEO: with Python's own time limit a full queue at cnid would be an
+    # error, so it has to be the kernel's, which waits.
+    limit = TIMEOUT_S.to_bytes(8, sys.byteorder) + bytes(8)
+    connection.setsockopt(1, 20, limit)
+    connection.setsockopt(1, 21, limit)
     connection.connect(path)
     try:
         connection.sendall(request)

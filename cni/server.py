@@ -58,7 +58,7 @@ async def serve(path: Path, answer: Callable[[Request], Awaitable[Answer]]) -> N
                 writer.close()
 
     server = await asyncio.start_unix_server(
-        converse, sock=_listening(path), limit=MAX_CONFIG_BYTES
+        converse, sock=_listening(path), limit=MAX_CONFIG_BYTES, backlog=BACKLOG
     )
     async with server:
         await server.serve_forever()

@@ -171,6 +171,7 @@ class CniNode:
         args: str = "",
         plugin: str = "cymric-cni",
         netns: str | None = None,
+        path: str = "",
         **config: Any,
     ) -> subprocess.Popen[bytes]:
         """Call an executable, as a runtime does."""
@@ -180,7 +181,7 @@ class CniNode:
             "CNI_IFNAME": interface,
             "CNI_NETNS": str(pod.path) if netns is None else netns,
             "CNI_ARGS": args,
-            "CNI_PATH": str(self.directory / "bin"),
+            "CNI_PATH": path or str(self.directory / "bin"),
             "PATH": os.environ["PATH"],
         }
         process = subprocess.Popen(
@@ -195,6 +196,25 @@ class CniNode:
         process.stdin = None
         return process
 
+    def call_node(
+        self, command: str, *, plugin: str = "cymric-cni", path: str = "", **config: Any
+    ) -> Answer:
+        """Call an executable about no container: GC, STATUS."""
+        done = subprocess.run(
+            [self.directory / "bin" / plugin],
+            env={
+                "CNI_COMMAND": command,
+                "CNI_PATH": path or str(self.directory / "bin"),
+                "PATH": os.environ["PATH"],
+            },
+            input=json.dumps(netconf(self.socket, **{"cniVersion": "1.1.0", **config})),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        return Answer(done.returncode, json.loads(done.stdout) if done.stdout.strip() else {})
+
     def keys(self, prefix: str) -> dict[str, Any]:
         """What etcd holds below a prefix, values as JSON trees."""
         listing = json.loads(self.etcd.etcdctl("get", "--prefix", prefix, "-w", "json"))
@@ -204,7 +224,8 @@ class CniNode:
 
     def put(self, key: object, value: object) -> None:
         """Store a value."""
-        self.etcd.etcdctl("put", str(key), encode(value).decode())
+        stored = json.dumps(value) if isinstance(value, dict) else encode(value).decode()
+        self.etcd.etcdctl("put", str(key), stored)
 
     @property
     def endpoints(self) -> dict[str, Any]:
