@@ -185,3 +185,23 @@ async def test_check_repairs_what_others_changed(host: Host) -> None:
     assert await sets.check() is True
     assert host.sets()["cali40pools"].members == {"198.19.16.0/21", "198.19.24.0/21"}
     assert await sets.check() is False
+
+
+async def test_ipv6_sets_stand_beside_those_of_ipv4(host: Host) -> None:
+    """Under names of their own; a swap, a removal and a fresh driver know the family."""
+    wanted = [
+        pools("198.19.16.0/21"),
+        IPSet("pools", networks("fd00:19::/48", "fd00::2/128"), ip_version=6),
+    ]
+    host.others("create", "cali6t3", "hash:net")
+    sets = driver(host)
+    sets.want(wanted)
+    await sets.write()
+    await sets.delete_unwanted()
+    assert set(host.sets()) == {"cali40pools", "cali60pools"}
+    assert host.sets()["cali60pools"].members == {"fd00:19::/48", "fd00::2"}
+    assert host.sets()["cali60pools"].ip_version == 6
+    again = driver(host)
+    again.want([pools("198.19.16.0/21"), IPSet("pools", networks("fd00:20::/48"), ip_version=6)])
+    assert await again.write() is True
+    assert host.sets()["cali60pools"].members == {"fd00:20::/48"}

@@ -4,6 +4,8 @@
     pod b ── cali0b ├ node 198.19.0.2 ── up0 ── world 198.19.0.1
     pod …           ┘
 
+Node and world have IPv6 addresses too, and so has a pod that is given one.
+
 Felix is the real program; pods are wired here the way the CNI plugin does it. Everything is gone
 after `close`.
 """
@@ -26,7 +28,10 @@ from tests.support.eventually import eventually_now
 RESOURCES = "/calico/resources/v3/projectcalico.org"
 NODE = "node1"
 NODE_ADDRESS, WORLD_ADDRESS = "198.19.0.2", "198.19.0.1"
+NODE_ADDRESS6, WORLD_ADDRESS6 = "fd00:198::2", "fd00:198::1"
 POOL = "198.19.16.0/21"
+POOL6 = "fd00:198:16::/64"
+HOST_LINK_LOCAL = "fe80::ecee:eeff:feee:eeee"
 GATEWAY, HOST_MAC = "169.254.1.1", "ee:ee:ee:ee:ee:ee"
 
 
@@ -48,6 +53,7 @@ class Pod:
     interface: str
     address: str
     mac: str
+    address6: str = ""
 
     def run(self, *words: str, check: bool = True) -> str:
         """Run a program in the pod."""
@@ -95,13 +101,15 @@ class FelixLab:
             self._add_namespace(name)
         run("ip", "-n", self.node, "link", "add", "up0", "type", "veth", "peer", "name", "eth0",
             "netns", self.world)  # fmt: skip
-        for namespace, device, address in (
-            (self.node, "up0", NODE_ADDRESS),
-            (self.world, "eth0", WORLD_ADDRESS),
+        for namespace, device, address, address6 in (
+            (self.node, "up0", NODE_ADDRESS, NODE_ADDRESS6),
+            (self.world, "eth0", WORLD_ADDRESS, WORLD_ADDRESS6),
         ):
             run("ip", "-n", namespace, "address", "add", f"{address}/20", "dev", device)
             run("ip", "-n", namespace, "link", "set", device, "up")
+            run("ip", "-n", namespace, "address", "add", f"{address6}/64", "dev", device, "nodad")
         run("ip", "-n", self.world, "route", "add", "198.19.16.0/20", "via", NODE_ADDRESS)
+        run("ip", "-n", self.world, "route", "add", POOL6, "via", NODE_ADDRESS6)
         self._start_etcd()
         return self
 
@@ -177,21 +185,28 @@ class FelixLab:
 
     def put_pool(self, name: str, cidr: str, *, nat_outgoing: bool) -> None:
         """Store an IP pool."""
-        spec: dict[str, object] = {"cidr": cidr, "natOutgoing": nat_outgoing, "blockSize": 26}
+        spec: dict[str, object] = {"cidr": cidr, "natOutgoing": nat_outgoing}
+        spec["blockSize"] = 122 if ":" in cidr else 26
         self.put("IPPool", "ippools", name, spec)
 
-    def put_endpoint(self, pod: Pod, profile: str = "projectcalico-default-allow") -> None:
-        """Store a pod's endpoint."""
+    def put_endpoint(
+        self, pod: Pod, profile: str = "projectcalico-default-allow", **more: object
+    ) -> None:
+        """Store a pod's endpoint; `more` goes into its spec."""
         spec: dict[str, object] = {
             "orchestrator": "k8s",
             "node": NODE,
             "containerID": "0123456789",
             "pod": pod.name,
             "endpoint": "eth0",
-            "ipNetworks": [f"{pod.address}/32"],
+            "ipNetworks": [
+                f"{pod.address}/32",
+                *([f"{pod.address6}/128"] if pod.address6 else []),
+            ],
             "profiles": [profile],
             "interfaceName": pod.interface,
             "mac": pod.mac,
+            **more,
         }
         self.put("WorkloadEndpoint", "workloadendpoints", f"default/{wep_name(pod)}", spec)
 
@@ -199,13 +214,18 @@ class FelixLab:
         """Remove a pod's endpoint."""
         self.delete("workloadendpoints", f"default/{wep_name(pod)}")
 
-    def add_pod(self, name: str, address: str) -> Pod:
+    def add_pod(self, name: str, address: str, address6: str = "") -> Pod:
         """Wire a pod as the CNI plugin does, without its endpoint."""
         namespace = f"cyflx-{self.tag}-{name}"
         self._add_namespace(namespace)
-        pod = Pod(name, namespace, f"cali{self.tag}{name}"[:15], address, f"02:00:{_mac(address)}")
+        pod = Pod(name, namespace, f"cali{self.tag}{name}"[:15], address, f"02:00:{_mac(address)}",
+                  address6)  # fmt: skip
         run("ip", "-n", self.node, "link", "add", pod.interface, "address", HOST_MAC, "type",
             "veth", "peer", "name", "eth0", "address", pod.mac, "netns", namespace)  # fmt: skip
+        # As the plugin does: addresses that are ours by construction are not probed for.
+        for where, device in ((self.node, pod.interface), (namespace, "eth0")):
+            path = f"/proc/sys/net/ipv6/conf/{device}/accept_dad"
+            run("ip", "netns", "exec", where, "sh", "-c", f"echo 0 > {path}")
         for words in (
             ("link", "set", "eth0", "up"),
             ("address", "add", f"{address}/32", "dev", "eth0"),
@@ -215,6 +235,10 @@ class FelixLab:
         ):
             run("ip", "-n", namespace, *words)
         run("ip", "-n", self.node, "link", "set", pod.interface, "up")
+        if address6:
+            run("ip", "-n", namespace, "address", "add", f"{address6}/128", "dev", "eth0", "nodad")
+            run("ip", "-n", namespace, "route", "add", "default", "via", HOST_LINK_LOCAL, "dev",
+                "eth0")  # fmt: skip
         return pod
 
     def remove_pod(self, pod: Pod) -> None:
@@ -236,9 +260,9 @@ class FelixLab:
         """Wait until felix says that a pod is not complete."""
         eventually_now(lambda: not self.status_file(pod).exists(), 10.0, what=f"{pod.name} down")
 
-    def save(self, table: str, variant: str | None = None) -> list[str]:
-        """The rules of a table, counters left out."""
-        text = self.on_node(f"iptables-{variant or self.backend}-save", "-t", table)
+    def save(self, table: str, variant: str | None = None, program: str = "iptables") -> list[str]:
+        """The rules of a table, counters left out; `program` may be ip6tables."""
+        text = self.on_node(f"{program}-{variant or self.backend}-save", "-t", table)
         return [line for line in text.splitlines() if line.startswith("-A")]
 
     def _is_ready(self) -> bool:

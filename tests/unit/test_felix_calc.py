@@ -385,3 +385,47 @@ def test_environment_ignores_case_and_other_programs() -> None:
 def test_durations(text: str, seconds: float) -> None:
     """Go's text, or plain seconds."""
     assert parse_duration(text) == seconds
+
+
+def test_families_in_use() -> None:
+    """Addresses of a family that is off, or that the kernel does not know, are left out."""
+    name = "WorkloadEndpoint default/node1-k8s-a-eth0"
+    both, only_ipv6 = ["198.19.16.2/32", "fd00::2/128"], ["fd00::2/128"]
+
+    def addresses(networks: list[str], *, has_ipv6: bool = True, **environment: str) -> list[str]:
+        calculation = Calculation(NODE, environment, has_ipv6=has_ipv6)
+        calculation.on_update(*update(name, wep("a", ipNetworks=networks)))
+        desired = calculation.desired()
+        if not desired.endpoints:
+            return [problem.reason for problem in desired.problems]
+        return list(map(str, desired.endpoints[0].addresses))
+
+    assert addresses(both) == ["198.19.16.2", "fd00::2"]
+    assert addresses(only_ipv6) == ["fd00::2"]
+    assert addresses(both, FELIX_IPV6SUPPORT="false") == ["198.19.16.2"]
+    assert addresses(both, has_ipv6=False) == ["198.19.16.2"]
+    assert addresses(only_ipv6, has_ipv6=False) == ["has no IPv4 address: ignored"]
+
+
+def test_floating_and_spoofable_only_where_they_are_switched_on() -> None:
+    """Both are off by default; a change of the parameter reaches endpoints that are there."""
+    special = wep(
+        "a",
+        ipNATs=[
+            {"internalIP": "198.19.16.2", "externalIP": "192.0.2.7"},
+            {"internalIP": "198.19.16.9", "externalIP": "192.0.2.8"},
+        ],
+        allowSpoofedSourcePrefixes=["198.19.64.0/24"],
+    )
+    calculation = Calculation(NODE, {})
+    calculation.on_update(*update("WorkloadEndpoint default/node1-k8s-a-eth0", special))
+    (plain,) = calculation.desired().endpoints
+    assert (plain.floating, plain.spoofable) == ((), ())
+    allow = {"floatingIPs": "Enabled", "workloadSourceSpoofing": "Any"}
+    calculation.on_update(*update("FelixConfiguration default", allow))
+    (one,) = calculation.desired().endpoints
+    assert [str(pair.external) for pair in one.floating] == ["192.0.2.7"], (
+        "internal must be its own"
+    )
+    assert [str(address) for address in one.routed] == ["198.19.16.2", "192.0.2.7"]
+    assert texts(one.spoofable) == {"198.19.64.0/24"}

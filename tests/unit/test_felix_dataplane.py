@@ -12,6 +12,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from cymric.kernel.api import on_link
@@ -19,10 +21,18 @@ from cymric.kernel.command import FakeCommands, Finished
 from cymric.kernel.fake_links import FakeLinks, FakeNetwork
 from cymric.kernel.fake_routes import FakeRoutes, FakeRoutingTable
 from cymric.kernel.links import Link
-from cymric.model.net import parse_network
+from cymric.model.net import parse_address, parse_network
 from cymric.runtime.pacing import Kick
 from felix.calc.config import FelixConfig
-from felix.calc.values import Desired, Endpoint, EndpointId, ProfileRules, Verdict
+from felix.calc.values import (
+    Desired,
+    Endpoint,
+    EndpointId,
+    FloatingAddress,
+    ProfileRules,
+    Verdict,
+)
+from felix.dataplane.claims import Claims
 from felix.dataplane.conntrack import Conntrack
 from felix.dataplane.endpoints import EndpointManager, RouteOwnership
 from felix.dataplane.interfaces import Interfaces
@@ -473,3 +483,129 @@ async def test_interfaces_are_known_by_their_present_name(node: Node) -> None:
     assert interfaces.get("tmp0") is None
     assert interfaces.get("calia") is not None
     assert seen[-2:] == [("tmp0", False), ("calia", True)]
+
+
+def dual_stack(name: str, *addresses: str) -> Endpoint:
+    """A pod with these addresses."""
+    return replace(pod(name), addresses=tuple(map(parse_address, addresses)))
+
+
+BOTH = FelixConfig(ipv6_support=True)
+
+
+async def test_dual_stack_endpoint(node: Node) -> None:
+    """Routes of both families, switches of both, chains in both, and both in the status file."""
+    link = await node.add_link("calia")
+    node.desired = wanting(dual_stack("a", "198.19.16.2", "fd00:19::2"), config=BOTH)
+    async with node.running():
+        assert node.up == {"k8s default%2Fa eth0"}
+    assert node.route_devices == {"198.19.16.2/32": "calia", "fd00:19::2/128": "calia"}
+    (neighbour,) = await node.links.neighbours(link.index)
+    assert str(neighbour.address) == "198.19.16.2", "IPv6 pods are found by neighbour discovery"
+    for path in ("ipv6/conf/calia/proxy_ndp", "ipv6/conf/calia/forwarding"):
+        assert node.switch(path) == "1"
+    assert node.switch("ipv6/conf/calia/accept_ra").strip() == "0"
+    assert node.switch("ipv6/conf/all/forwarding") == "1"
+    assert "cali-tw-calia" in node.ip6tables.tables["filter"]
+    assert "cali60network-ip-pools" in node.ipset.sets
+    text = (node.directory / "status" / "k8s default%2Fa eth0").read_text()
+    assert json.loads(text)["ipv4Nets"] == ["198.19.16.2/32"]
+    assert json.loads(text)["ipv6Nets"] == ["fd00:19::2/128"]
+
+
+async def test_pods_with_ipv4_only_cost_nothing_in_ipv6(node: Node) -> None:
+    """The tables of IPv6 are written once; forwarding of IPv6 stays as the operator left it."""
+    await node.add_link("calia")
+    node.desired = wanting(config=BOTH)
+    async with node.running():
+        before = len(node.ip6tables.restores)
+        assert before == len(TABLES)
+        node.want(wanting(pod("a"), config=BOTH))
+        await eventually(lambda: node.up)
+        assert len(node.ip6tables.restores) == before
+    assert node.switch("ipv6/conf/all/forwarding").strip() == "0"
+
+
+async def test_restart_of_a_dual_stack_node_writes_nothing(node: Node) -> None:
+    """What is there is recognised in both families."""
+    await node.add_link("calia")
+    node.desired = wanting(dual_stack("a", "198.19.16.2", "fd00:19::2"), config=BOTH)
+    async with node.running():
+        pass
+    before = (len(node.ip6tables.restores), len(node.ipset.lines), node.routes.writes)
+    async with node.running():
+        assert node.up
+    assert (len(node.ip6tables.restores), len(node.ipset.lines), node.routes.writes) == before
+
+
+async def test_conntrack_knows_the_family(node: Node) -> None:
+    """Connections of an IPv6 address are forgotten as those of IPv6."""
+    await node.add_link("calia")
+    node.desired = wanting(dual_stack("a", "fd00:19::2"), config=BOTH)
+    async with node.running():
+        node.want(wanting(config=BOTH))
+        await eventually(lambda: "fd00:19::2" in node.conntrack_calls)
+    (argv, *_) = [call.argv for call in node.commands.calls if call.argv[0] == "conntrack"]
+    assert argv[:3] == ("conntrack", "--family", "ipv6")
+
+
+async def test_spoofing_and_floating_endpoint(node: Node) -> None:
+    """The reverse path filter of its interface is off, and its floating address is routed."""
+    await node.add_link("calia")
+    (node.proc / "ipv4/conf/default/rp_filter").write_text("1\n")
+    floating = FloatingAddress(parse_address("192.0.2.7"), parse_address("198.19.16.2"))
+    special = replace(pod("a"), spoofable=(parse_network("198.19.64.0/24"),), floating=(floating,))
+    node.desired = wanting(special)
+    async with node.running():
+        assert node.up
+        assert node.route_devices == {"198.19.16.2/32": "calia", "192.0.2.7/32": "calia"}
+        assert node.switch("ipv4/conf/calia/rp_filter").strip() == "0"
+        assert len(node.iptables.tables["raw"]["cali-rpf-skip"]) == 1
+        node.want(wanting(pod("a")))
+        await eventually(lambda: node.switch("ipv4/conf/calia/rp_filter") == "1")
+        assert "192.0.2.7/32" not in node.route_devices
+
+
+async def test_a_periodic_look_does_not_call_endpoints_incomplete(node: Node) -> None:
+    """The status file of a pod that is well is never touched."""
+    await node.add_link("calia")
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        file = node.directory / "status" / "k8s default%2Fa eth0"
+        before = file.stat().st_ino
+        for _ in range(3):
+            (node.proc / "ipv4/conf/calia/proxy_arp").write_text("0")
+            node.pass_time(100)
+            await eventually(lambda: node.switch("ipv4/conf/calia/proxy_arp") == "1")
+        assert file.stat().st_ino == before
+
+
+names = st.sampled_from(["a", "b", "c"])
+values = st.lists(st.integers(0, 4), unique=True, max_size=3).map(tuple)
+
+
+@given(st.lists(st.tuples(names, values), max_size=20), st.sets(st.integers(0, 19)))
+def test_claims_are_those_of_now(steps: list[tuple[str, tuple[int, ...]]], asked: set[int]) -> None:
+    """Whatever was claimed before, the first by name has a value, and changes add up."""
+    claims: Claims[int] = Claims()
+    claimed: dict[str, tuple[int, ...]] = {}
+    followed: dict[int, str] = {}
+
+    def follow() -> None:
+        for value, (before, after) in claims.take_changes().items():
+            assert followed.pop(value, None) == before
+            if after is not None:
+                followed[value] = after
+
+    for number, (name, wanted) in enumerate(steps):
+        claims.set(name, wanted)
+        claimed[name] = wanted
+        if number in asked:
+            follow()
+    expected = {
+        value: min(name for name, held in claimed.items() if value in held)
+        for value in {value for held in claimed.values() for value in held}
+    }
+    assert dict(claims.owner_by_value) == expected
+    follow()
+    assert followed == expected

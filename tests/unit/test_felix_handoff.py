@@ -88,7 +88,7 @@ def test_a_hint_never_stands_against_a_stored_value() -> None:
 
 
 def test_a_hint_of_another_node_is_refused() -> None:
-    """This node enforces its own endpoints only."""
+    """A node enforces its own endpoints only."""
     with pytest.raises(HintRefused, match="on node node1"):
         Calculation("node2", {}).hint(KEY, VALUE)
 
@@ -187,7 +187,7 @@ async def test_the_socket_takes_lines_and_answers_each(node: Node) -> None:
     ],
 )
 async def test_garbage_does_no_harm(node: Node, garbage: bytes) -> None:
-    """It is answered (if there is anybody to answer), changes nothing, and the next one is served."""
+    """It is answered (if anybody still listens), changes nothing, and the next one is served."""
     node.source.on_updates([Update(KEY, OTHER)])
     before = node.calculation.desired()
     async with node.serving():
@@ -211,10 +211,9 @@ async def test_too_many_connections_and_hints(node: Node, monkeypatch: pytest.Mo
         for _, writer in held:
             writer.close()
 
-        async def is_served() -> bool:
-            return await node.ask(line()) == [{"ok": True}]
-
-        await eventually(is_served)
+        async with asyncio.timeout(10):
+            while await node.ask(line()) != [{"ok": True}]:
+                pass
         key, value = update("WorkloadEndpoint default/node1-k8s-b-eth0", wep("b"))
         assert "hints stand already" in (await node.ask(line(value, str(key))))[0]["error"]
 
