@@ -111,7 +111,10 @@ class Committer:
         doubts: list[_Attempt] = []
         most, conflicts = len(jobs), 0
         has_read = False
-        while waiting := [job for job in jobs if not job.is_done]:
+        while True:
+            self._settle_if_landed(doubts)
+            if not (waiting := [job for job in jobs if not job.is_done]):
+                break
             try:
                 changes, answers = self._gather(waiting[:most])
             except Unseen as unseen:
@@ -131,19 +134,18 @@ class Committer:
                     if conflicts >= CAS_ATTEMPTS:
                         raise Contended(f"gave up after {CAS_ATTEMPTS} tries: {conflict}") from None
                     self._saw(conflict, changes)
-                    self._settle_if_landed(doubts)
                     continue
                 except OutcomeUnknown:
                     doubts.append(_Attempt(changes, answers))
                     await self._read_again(changes, doubts)
-                    self._settle_if_landed(doubts)
                     continue
                 except DatastoreError:
                     self.mirror.forget(changes.before)
                     raise
                 changes.remember(self.mirror, revision)
-                doubts.clear()
-            _settle(answers)
+                # Whatever compared a key that was written now can land no more.
+                doubts = [doubt for doubt in doubts if not changes.rules_out(doubt.changes)]
+            _settle([(job, _answer_in_doubt(job, answer, doubts)) for job, answer in answers])
         if has_read:
             self.mirror.forget_others()
 
@@ -216,12 +218,21 @@ class Committer:
             self.mirror.unlist()  # what exists is not what the claims rested on
 
     def _settle_if_landed(self, doubts: list[_Attempt]) -> None:
-        """Also asked after a later conflict: a write may land long after its answer was lost."""
+        """Asked again and again: a write may land long after its answer was lost."""
         for attempt in doubts:
             if attempt.changes.has_landed(self.mirror):
                 _settle(attempt.answers)
                 doubts.clear()
                 return
+
+
+def _answer_in_doubt(job: Job[Any], answer: Any, doubts: Sequence[_Attempt]) -> Any:
+    """A refusal may not be told while an earlier try of the same job may still land."""
+    if isinstance(answer, BaseException) and any(
+        job is tried for doubt in doubts for tried, _ in doubt.answers
+    ):
+        return OutcomeUnknown(f"the answer to a write was lost; tried again: {answer}")
+    return answer
 
 
 def _settle(answers: Sequence[tuple[Job[Any], Any]]) -> None:

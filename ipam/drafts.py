@@ -450,6 +450,10 @@ class Changes:
             else:
                 mirror.see_written(text, None, None)
 
+    def rules_out(self, other: Changes) -> bool:
+        """Whether the other changes, which did not land before these, never will."""
+        return not other.before.keys().isdisjoint(self.values)
+
     def has_landed(self, mirror: Mirror) -> bool:
         """Whether what the blocks hold now proves that the transaction landed, its answer lost.
 
