@@ -38,8 +38,9 @@ from cni.sidework import beside
 from cni.status import Awaited, StatusDirectory
 from cni.stored import Endpoints, Stored
 from cni.waiting import Waiting
-from cni.wiring import Layout, Wire, Wiring, random_mac
+from cni.wiring import Layout, Pair, Wire, Wiring, random_mac
 from cymric.datastore.api import DatastoreError
+from cymric.kernel.links import AlreadyThere
 from cymric.model.codec import encode
 from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.net import Address, parse_interface
@@ -100,8 +101,6 @@ class Agent:
             stored = await self._of_same_container(call, identity)
             if stored is not None and (former := await self._already(call, identity, stored)):
                 return former
-            if self.endpoints.known(identity) is None:
-                await self._refuse_foreign_interface(identity)
             async with self._undone_on_failure(entry) as attempt:
                 return await self._attach(call, identity, stored, attempt)
 
@@ -113,8 +112,7 @@ class Agent:
         name = identity.status_file
         before = self.status.look(name)
         async with beside(self._give(call, stored)) as giving:
-            pair = await self.wiring.begin(wire)
-            attempt.has_link = True
+            pair = await self._begin(wire, identity, attempt)
             with closing(pair):
                 addresses = (await giving).addresses
                 value = endpoint.build(
@@ -135,6 +133,18 @@ class Agent:
         )
         log.info("attached", container=call.container_id, addresses=[str(a) for a in addresses])
         return _result(call, identity, addresses, wire.mac, mtu)
+
+    async def _begin(self, wire: Wire, identity: Identity, attempt: _Attempt) -> Pair:
+        try:
+            pair = await self.wiring.begin(wire)
+        except AlreadyThere:
+            # Of this pod's former container, or half of something: replaced. Another's: left alone.
+            if self.endpoints.known(identity) is None:
+                await self._refuse_foreign_interface(identity)
+            await self.wiring.unwire_host(identity.host_interface)
+            pair = await self.wiring.begin(wire)
+        attempt.has_link = True
+        return pair
 
     async def _give(self, call: Call, stored: Stored | None = None) -> Given:
         async with _in_time(DATASTORE_TIMEOUT_S, is_long=is_delegated(call)):
@@ -192,8 +202,6 @@ class Agent:
 
     async def _refuse_foreign_interface(self, identity: Identity) -> None:
         """Two container ids that begin alike have one interface name: never take the other's."""
-        if not await self.wiring.is_there(identity.host_interface):
-            return
         async with _in_time(DATASTORE_TIMEOUT_S):
             owner = await self.endpoints.owner_of_interface(identity)
         if owner is not None:

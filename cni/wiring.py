@@ -20,7 +20,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -31,7 +31,16 @@ import structlog
 from cni.errors import CniError, Code
 from cni.result import POD_GATEWAY_V6
 from cymric.kernel import namespace
-from cymric.kernel.links import AlreadyThere, Link, LinkRoute, Links, NoSuchLink, VethPair
+from cymric.kernel.links import (
+    AlreadyThere,
+    Equipment,
+    Link,
+    LinkRoute,
+    Links,
+    MadeVeth,
+    Neighbour,
+    VethPair,
+)
 from cymric.kernel.netlink import Netlink
 from cymric.model.endpoints import HOST_MAC, POD_GATEWAY
 from cymric.model.net import Address, Network, host_network
@@ -107,9 +116,9 @@ class Wiring(Protocol):
     """What the daemon wants from the kernel."""
 
     async def begin(self, wire: Wire) -> Pair:
-        """Make the pair, replacing an old one of that name; on failure nothing is left.
+        """Make the pair; on failure nothing is left.
 
-        Raises CniError, OSError.
+        Raises AlreadyThere if the node or the pod has a link of that name, CniError, OSError.
         """
         ...
 
@@ -151,13 +160,12 @@ class LinuxWiring:
         self._removal: asyncio.Task[None] | None = None
 
     async def begin(self, wire: Wire) -> Pair:
-        """Make the pair, replacing an old one of that name; on failure nothing is left."""
+        """Make the pair; on failure nothing is left."""
         with ExitStack() as stack:
             there = _enter(stack, wire.netns)
             pod = Netlink(there)
             stack.callback(pod.close)
-            await self.unwire_host(wire.host_interface)
-            await self._home.create_veth(
+            made = await self._home.create_veth(
                 VethPair(
                     name=wire.host_interface,
                     mac=HOST_MAC,
@@ -169,16 +177,14 @@ class LinuxWiring:
             )
             try:
                 _set_host_sysctls(wire.host_interface, wire.families)
-                ours = await _existing(self._home, wire.host_interface)
-                await self._home.set_up(ours.index)
+                await self._home.set_up(made.link.index)
                 with namespace.visiting(there):
                     _set_pod_sysctls(wire, wire.families)
-                theirs = await _existing(pod, wire.pod_interface)
-                await pod.set_up(theirs.index)
+                await pod.set_up(made.peer_index)
             except BaseException:
                 await self.unwire_host(wire.host_interface)
                 raise
-            return _Begun(wire, self._home, ours, pod, theirs, there, stack.pop_all())
+            return _Begun(wire, self._home, made, pod, there, stack.pop_all())
 
     async def unwire_host(self, host_interface: str) -> None:
         """Remove the pair by the node's end, if it is there."""
@@ -251,38 +257,38 @@ class _Begun:
         self,
         wire: Wire,
         home: Links,
-        ours: Link,
+        made: MadeVeth,
         pod: Links,
-        theirs: Link,
         there: int,
         stack: ExitStack,
     ) -> None:
-        self._wire, self._home, self._ours = wire, home, ours
-        self._pod, self._theirs, self._there = pod, theirs, there
-        self._stack = stack
+        self._wire, self._home, self._made = wire, home, made
+        self._pod, self._there, self._stack = pod, there, stack
 
     @property
     def mtu(self) -> int:
         """The MTU of the pair."""
-        return self._theirs.mtu
+        return self._made.link.mtu
 
     async def finish(self, layout: Layout) -> None:
         """Give the pod its routes and addresses. Raises OSError."""
-        pod, index = self._pod, self._theirs.index
+        index = self._made.peer_index
         if late := tuple(set(layout.families) - set(self._wire.families)):
             _set_host_sysctls(self._wire.host_interface, late)
             with namespace.visiting(self._there):
                 _set_pod_sysctls(self._wire, late)
         if 6 in layout.families:
-            await _give(self._home, self._ours.index, GATEWAYS[6], 64)
-        for version in layout.families:
-            # The node answers for the gateway by proxy, but only while it has a route towards it.
-            # With a permanent entry pods do not depend on that, nor wait for the answer.
-            await pod.set_neighbour(index, GATEWAYS[version], HOST_MAC)
-        for route in layout.routes(index):
-            await pod.add_route(route)
-        for address in layout.addresses:
-            await _give(pod, index, address, address.max_prefixlen)
+            # The kernel gives a link that goes up that very address, but in its own time.
+            with suppress(AlreadyThere):
+                link_local = ip_interface(f"{GATEWAYS[6]}/64")
+                await self._home.add_address(self._made.link.index, link_local)
+        # The node answers for the gateway by proxy, but only while it has a route towards it.
+        # With a permanent entry pods do not depend on that, nor wait for the answer.
+        neighbours = tuple(Neighbour(GATEWAYS[version], HOST_MAC) for version in layout.families)
+        addresses = tuple(ip_interface(str(host_network(a))) for a in layout.addresses)
+        routes = layout.routes(index)
+        equipment = Equipment(neighbours=neighbours, routes=routes, addresses=addresses)
+        await self._pod.equip(index, equipment)
 
     def close(self) -> None:
         """Let go of the pod's namespace."""
@@ -294,15 +300,6 @@ def random_mac() -> str:
     raw = bytearray(os.urandom(6))
     raw[0] = raw[0] & 0xFE | 0x02
     return raw.hex(":")
-
-
-async def _give(links: Links, index: int, address: Address, length: int) -> None:
-    try:
-        await links.add_address(index, ip_interface(f"{address}/{length}"))
-    except AlreadyThere:
-        # The kernel gives a link that goes up the very link-local address that we want.
-        if not address.is_link_local:
-            raise
 
 
 async def _faults_in_pod(pod: Links, wire: Wire, layout: Layout) -> Sequence[str]:
@@ -340,13 +337,6 @@ def _enter(stack: ExitStack, netns: Path) -> int:
     if namespace.identity(there) == namespace.identity():
         raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS {netns} is the node's own namespace")
     return there
-
-
-async def _existing(links: Links, name: str) -> Link:
-    link = await links.get(name)
-    if link is None:
-        raise NoSuchLink(errno.ENODEV, f"look up link {name}", "it vanished")
-    return link
 
 
 def _set_host_sysctls(name: str, families: Sequence[int]) -> None:

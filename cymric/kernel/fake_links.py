@@ -13,11 +13,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from cymric.kernel.links import (
+    Equipment,
     KernelError,
     Link,
     LinkChange,
     LinkChanges,
     LinkRoute,
+    MadeVeth,
     Neighbour,
     VethPair,
     kernel_error,
@@ -73,7 +75,7 @@ class FakeLinks:
         """The link of that name, or None."""
         return next((s.link for s in self._states.values() if s.link.name == name), None)
 
-    async def create_veth(self, pair: VethPair) -> None:
+    async def create_veth(self, pair: VethPair) -> MadeVeth:
         """Create the pair, both ends down. Raises AlreadyThere if either name is taken."""
         request = f"create veth {pair.name} with peer {pair.peer_name}"
         there = self._network.namespaces.get(pair.peer_namespace)
@@ -85,8 +87,9 @@ class FakeLinks:
         here_index, there_index = next(self._indices), next(there._indices)
         mac = pair.mac or f"02:00:00:00:00:{here_index:02x}"
         peer_mac = pair.peer_mac or f"02:00:00:00:01:{there_index:02x}"
-        self._add(Link(here_index, pair.name, "veth", mac, mtu), (there, there_index))
+        ours = self._add(Link(here_index, pair.name, "veth", mac, mtu), (there, there_index))
         there._add(Link(there_index, pair.peer_name, "veth", peer_mac, mtu), (self, here_index))
+        return MadeVeth(ours, there_index)
 
     async def set_up(self, index: int) -> None:
         """Switch a link on. Raises NoSuchLink."""
@@ -148,6 +151,15 @@ class FakeLinks:
         if route.destination in taken:
             raise kernel_error(errno.EEXIST, request, "File exists")
         state.routes.append(route)
+
+    async def equip(self, index: int, equipment: Equipment) -> None:
+        """Give a link all of it. Raises what the first refusal is; the rest may be done or not."""
+        for neighbour in equipment.neighbours:
+            await self.set_neighbour(index, neighbour.address, neighbour.mac)
+        for route in equipment.routes:
+            await self.add_route(route)
+        for address in equipment.addresses:
+            await self.add_address(index, address)
 
     async def neighbours(self, index: int) -> tuple[Neighbour, ...]:
         """The neighbour entries of a link that have a MAC, learned ones too."""

@@ -38,7 +38,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
-_IFLA_LINKINFO, _IFLA_GROUP, _IFLA_NET_NS_FD = 18, 27, 28
+_IFLA_LINK, _IFLA_LINKINFO, _IFLA_GROUP, _IFLA_NET_NS_FD = 5, 18, 27, 28
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NDA_DST, _NDA_LLADDR = 1, 2
@@ -159,6 +159,12 @@ def parse_link(payload: bytes) -> Link:
         is_up=bool(flags & _IFF_UP),
         is_running=bool(flags & _IFF_UP and flags & _IFF_LOWER_UP),
     )
+
+
+def parse_peer_index(payload: bytes) -> int:
+    """The index of a veth's other end, in the namespace where that is; 0 if it is not told."""
+    found = attributes(payload, _IFINFO.size)
+    return int(_U32.unpack(found[_IFLA_LINK])[0]) if _IFLA_LINK in found else 0
 
 
 def _end(name: str, mac: str, mtu: int) -> list[tuple[int, bytes]]:

@@ -102,6 +102,23 @@ class VethPair:
     mtu: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class MadeVeth:
+    """A pair as it was created: our end, and the index of the peer in its namespace."""
+
+    link: Link
+    peer_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equipment:
+    """What a link gets in one go, in this order: neighbours, routes, addresses."""
+
+    neighbours: tuple[Neighbour, ...] = ()
+    routes: tuple[LinkRoute, ...] = ()
+    addresses: tuple[Interface, ...] = ()
+
+
 class LinkChanges(Protocol):
     """A subscription: iterate over it, and close it."""
 
@@ -125,7 +142,7 @@ class Links(Protocol):
         """The link of that name, or None."""
         ...
 
-    async def create_veth(self, pair: VethPair) -> None:
+    async def create_veth(self, pair: VethPair) -> MadeVeth:
         """Create the pair, both ends down. Raises AlreadyThere if either name is taken."""
         ...
 
@@ -155,6 +172,10 @@ class Links(Protocol):
 
     async def add_route(self, route: LinkRoute) -> None:
         """Add a route. Raises AlreadyThere, NoSuchLink."""
+        ...
+
+    async def equip(self, index: int, equipment: Equipment) -> None:
+        """Give a link all of it. Raises what the first refusal is; the rest may be done or not."""
         ...
 
     async def neighbours(self, index: int) -> tuple[Neighbour, ...]:

@@ -65,8 +65,12 @@ def read_sysctl(name: str) -> str:
 
 def write_sysctl(name: str, value: str) -> None:
     """Change a setting below /proc/sys. Raises OSError that names it."""
-    path = _PROC_SYS / name
+    path = f"{_PROC_SYS}/{name}"
     try:
-        path.write_text(value)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise OSError(error.errno, f"cannot set {path} to {value}: {error.strerror}") from error

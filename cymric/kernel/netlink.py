@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import nullcontext, suppress
 from ipaddress import ip_address, ip_interface, ip_network
@@ -25,12 +26,14 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from cymric.kernel import link_messages as packed
 from cymric.kernel.links import (
+    Equipment,
     EventsLost,
     KernelError,
     Link,
     LinkChange,
     LinkChanges,
     LinkRoute,
+    MadeVeth,
     Neighbour,
     NoSuchLink,
     VethPair,
@@ -45,7 +48,8 @@ _IFF_UP = 0x1
 _IFF_LOWER_UP = 0x10000
 _NUD_PERMANENT = 0x80
 _SOL_NETLINK, _NETLINK_EXT_ACK = 270, 11
-_ANSWER_TIMEOUT_S = 2.0
+_ANSWER_TIMEOUT = struct.pack("@ll", 2, 0)
+"""Seconds and microseconds to wait for the kernel."""
 _MOST_BYTES = 65536
 _DOOMED = 0x63796D72
 """The group of links about to be removed: a number nobody else uses, and nothing stays in it."""
@@ -83,10 +87,15 @@ class Netlink:
             return None
         return packed.parse_link(payload)
 
-    async def create_veth(self, pair: VethPair) -> None:
+    async def create_veth(self, pair: VethPair) -> MadeVeth:
         """Create the pair, both ends down. Raises AlreadyThere if either name is taken."""
-        what = f"create veth {pair.name} with peer {pair.peer_name}"
-        self._requests.ask(what, packed.create_veth(pair))
+        _, payload = self._requests.ask_all(
+            (
+                (f"create veth {pair.name} with peer {pair.peer_name}", packed.create_veth(pair)),
+                (f"look up link {pair.name}", packed.get_link(pair.name)),
+            )
+        )
+        return MadeVeth(packed.parse_link(payload), packed.parse_peer_index(payload))
 
     async def set_up(self, index: int) -> None:
         """Switch a link on. Raises NoSuchLink."""
@@ -141,6 +150,20 @@ class Netlink:
         what = f"add route {route.destination} over link {route.index}"
         self._requests.ask(what, packed.add_route(route))
 
+    async def equip(self, index: int, equipment: Equipment) -> None:
+        """Give a link all of it. Raises what the first refusal is; the rest may be done or not."""
+        asked: list[tuple[str, bytes]] = []
+        for neighbour in equipment.neighbours:
+            what = f"set neighbour {neighbour.address} to {neighbour.mac} on link {index}"
+            asked.append((what, packed.set_neighbour(index, neighbour.address, neighbour.mac)))
+        for route in equipment.routes:
+            what = f"add route {route.destination} over link {route.index}"
+            asked.append((what, packed.add_route(route)))
+        for address in equipment.addresses:
+            what = f"add address {address} to link {index}"
+            asked.append((what, packed.add_address(index, address)))
+        self._requests.ask_all(asked)
+
     async def neighbours(self, index: int) -> tuple[Neighbour, ...]:
         """The neighbour entries of a link that have a MAC, learned ones too."""
         found = await _ask(
@@ -188,7 +211,9 @@ class _Requests:
         with visiting(namespace) if namespace is not None else nullcontext():
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        self._socket.settimeout(_ANSWER_TIMEOUT_S)
+        # The kernel's own time limits: Python's would cost a poll before each call.
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _ANSWER_TIMEOUT)
         self._sequence = 0
 
     def close(self) -> None:
@@ -196,25 +221,47 @@ class _Requests:
 
     def ask(self, what: str, request: bytes) -> bytes:
         """The payload of the answer, empty for a mere acknowledgement. Raises KernelError."""
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        (payload,) = self.ask_all(((what, request),))
+        return payload
+
+    def ask_all(self, asked: Sequence[tuple[str, bytes]]) -> tuple[bytes, ...]:
+        """The payloads of the answers to requests sent as one; the kernel does them in order.
+
+        Raises KernelError for the first that was refused; those after it were tried, too.
+        """
+        first = self._sequence + 1
+        self._sequence += len(asked)
+        waiting = {(first + n) & 0xFFFFFFFF: what for n, (what, _) in enumerate(asked)}
+        answers = dict.fromkeys(waiting, b"")
+        refused: dict[int, KernelError] = {}
+        requests = (packed.numbered(r, n) for n, (_, r) in zip(answers, asked, strict=True))
         try:
-            self._socket.send(packed.numbered(request, self._sequence))
-            while True:
+            self._socket.send(b"".join(requests))
+            while waiting:
                 for kind, flags, sequence, payload in messages(self._socket.recv(_MOST_BYTES)):
-                    if sequence != self._sequence:
+                    what = waiting.pop(sequence, "")
+                    if not what:
                         continue  # the late answer to a request given up
                     if kind != Message.ERROR:
-                        return payload
-                    code, said = parse_error(flags, payload)
-                    if code:
-                        plain = os.strerror(code)
-                        raise kernel_error(code, what, f"{said} ({plain})" if said else plain)
-                    return b""
-        except KernelError:
-            raise
+                        answers[sequence] = payload
+                    elif (error := _refusal(what, flags, payload)) is not None:
+                        refused[sequence] = error
         except OSError as error:
+            what = next(iter(waiting.values()), "send")
             code = error.errno or errno.EIO
             raise kernel_error(code, what, error.strerror or str(error)) from error
+        for sequence in answers:
+            if sequence in refused:
+                raise refused[sequence]
+        return tuple(answers.values())
+
+
+def _refusal(what: str, flags: int, payload: bytes) -> KernelError | None:
+    code, said = parse_error(flags, payload)
+    if not code:
+        return None
+    plain = os.strerror(code)
+    return kernel_error(code, what, f"{said} ({plain})" if said else plain)
 
 
 class _Changes:
