@@ -258,7 +258,9 @@ class CniNode:
 
 
 def netconf(socket: Path, **config: Any) -> dict[str, Any]:
-    """A network configuration; `None` removes a field."""
+    """A network configuration; `None` removes a field, `conf_args` are its `args`."""
+    if "conf_args" in config:
+        config["args"] = config.pop("conf_args")
     tree = {
         "cniVersion": "1.0.0",
         "name": "pod-network",
