@@ -99,7 +99,9 @@ def released(
     if sequence_number is not None and block.sequence_number != sequence_number:
         return Released.CHANGED
     draft = drafts.draft(network)
-    if draft is None or (require_empty and not draft.is_empty):
+    if draft is None or draft.affinity != block.affinity:
+        return Released.CHANGED
+    if require_empty and not draft.is_empty:
         return Released.NOT_EMPTY
     drafts.disown(host, network)
     return Released.DELETED if draft.is_empty else Released.ORPHANED

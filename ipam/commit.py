@@ -174,7 +174,7 @@ class Committer:
             if drafts.mark() == mark:
                 # Nothing is written, so no comparison proves what the answer rests on.
                 unseen_keys |= {text for text in drafts.looked if not self.mirror.is_fresh(text)}
-            elif drafts.is_full and answers:
+            elif drafts.is_overfull and answers:
                 drafts.undo(mark)
                 break
             answers.append((job, answer))

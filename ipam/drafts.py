@@ -13,7 +13,7 @@ together; that also mends counts that a crash of another left too high.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cymric.datastore.api import (
@@ -39,10 +39,11 @@ from cymric.model.ipam import (
 )
 from cymric.model.keys import AffinityKey, BlockKey, HandleKey, Key
 from cymric.model.net import Address, Network
+from cymric.model.resources import IPPool
 from ipam import block as blocks
 from ipam.block import Draft, Undo
 from ipam.facts import Facts
-from ipam.mirror import Mirror, text_of
+from ipam.mirror import Mirror, block_text, text_of
 from ipam.moments import rfc3339
 from ipam.overlap import guards
 
@@ -86,6 +87,9 @@ class Drafts:
         self._compared: set[str] = set()
         self._handles: set[str] = set()
         self._recounted: set[Network] = set()
+        self._ready: dict[Network, Draft] = {}
+        self._full: set[Network] = set()
+        self._affine_in: dict[tuple[int, tuple[str, ...]], tuple[Network, ...]] = {}
 
     # --- what a change may look at ---
 
@@ -101,6 +105,15 @@ class Drafts:
         known = self.mirror.affine(version)
         new = [n for n in self._claims if n.version == version and n not in known]
         return (*known, *new) if new else known
+
+    def affine_in(self, pools: Sequence[IPPool], version: int) -> tuple[Network, ...]:
+        """The node's own blocks inside these pools. Raises Unseen."""
+        key = (version, tuple(pool.metadata.name for pool in pools))
+        found = self._affine_in.get(key)
+        if found is None:
+            own = self.affine(version)
+            found = self._affine_in[key] = tuple(n for n in own if self.facts.is_in(pools, n))
+        return found
 
     def existing(self, version: int) -> set[Network]:
         """All blocks of a family. Raises Unseen."""
@@ -131,7 +144,7 @@ class Drafts:
 
     def draft(self, network: Network) -> Draft | None:
         """The block to be changed; None: missing or unreadable. Raises Unseen."""
-        self.looked.add(text_of(BlockKey(network)))
+        self.looked.add(block_text(network))
         found = self._drafts.get(network)
         if found is not None:
             return found
@@ -148,6 +161,25 @@ class Drafts:
             return draft.free_count
         block = self.look(network)
         return 0 if block is None else len(block.unallocated)
+
+    def is_drafted(self, network: Network) -> bool:
+        """Whether an earlier change claimed the block, or may have changed it."""
+        return network in self._claims or network in self._drafts
+
+    def ready(self, network: Network) -> Draft | None:
+        """The draft of an own block from which was taken already, its claim in order."""
+        return self._ready.get(network)
+
+    def is_full(self, network: Network) -> bool:
+        """Whether a block that exists has nothing free. Raises Unseen."""
+        self.looked.add(block_text(network))
+        if network in self._full:
+            return True
+        if not self.exists(network) or self.free_count(network):
+            return False
+        if network not in self._drafts:
+            self._full.add(network)
+        return True
 
     def handle(self, handle: str) -> AllocationHandle | None:
         """What a handle counts; None: missing or unreadable. Raises Unseen."""
@@ -204,6 +236,9 @@ class Drafts:
         """Make the claim of an own block settled, if it is not; it is compared in any case."""
         key = AffinityKey(self.node, network)
         self._compare(text_of(key))
+        if network not in self._ready:
+            self._ready[network] = draft
+            self._undo.append(lambda: self._ready.__delitem__(network))
         if network in self._claims or key in self._affinities:
             return
         stored = self.mirror.value(key, BlockAffinity)
@@ -222,6 +257,7 @@ class Drafts:
             return None
         claim = Claim([], [])
         if take_over:
+            assert not self.is_drafted(network), "what another change took would be lost"
             former = self.look(network)
             if former is not None and former.owner_host not in (None, self.node):
                 key = AffinityKey(str(former.owner_host), network)
@@ -236,11 +272,13 @@ class Drafts:
             claimed_at=rfc3339(self.now_ns),
             sequence_number=self.now_ns,
         )
+        self._affine_in.clear()
         former_draft = self._drafts.get(network)
         draft = self._drafts[network] = Draft(fresh, self._undo)
         self._claims[network] = claim
 
         def undo() -> None:
+            self._affine_in.clear()
             del self._claims[network]
             if former_draft is None:
                 del self._drafts[network]
@@ -248,7 +286,7 @@ class Drafts:
                 self._drafts[network] = former_draft
 
         self._undo.append(undo)
-        self._compare(text_of(BlockKey(network)))
+        self._compare(block_text(network))
         self._set_affinity(AffinityKey(self.node, network), CONFIRMED)
         return draft
 
@@ -299,7 +337,7 @@ class Drafts:
     def recount(self, handle: str, network: Network) -> None:
         """Make a handle's count for a block what the block says; the block stays as it is."""
         self.need(HandleKey(handle), BlockKey(network))
-        self._compare(text_of(BlockKey(network)))
+        self._compare(block_text(network))
         self._count_handle(handle)
         if network not in self._recounted:
             self._recounted.add(network)
@@ -319,13 +357,13 @@ class Drafts:
     def drop_affinity(self, key: AffinityKey) -> None:
         """Delete an affinity whose block is not its owner's; the block stays as it is."""
         self.need(key, BlockKey(key.cidr))
-        self._compare(text_of(BlockKey(key.cidr)))
+        self._compare(block_text(key.cidr))
         self._set_affinity(key, None)
 
     # --- what becomes of it ---
 
     @property
-    def is_full(self) -> bool:
+    def is_overfull(self) -> bool:
         """Whether more is gathered than one transaction may hold."""
         written = sum(1 for draft in self._drafts.values() if draft.is_changed)
         around = sum(len(claim.around) + len(claim.inside) for claim in self._claims.values())
@@ -343,7 +381,7 @@ class Drafts:
         values: dict[str, object | None] = {}
         for network, block in after.items():
             is_over = block.affinity is None and block.is_empty
-            values[text_of(BlockKey(network))] = None if is_over else block
+            values[block_text(network)] = None if is_over else block
         for key, affinity in self._affinities.items():
             if affinity is not None or self.mirror.has(key):
                 values[text_of(key)] = affinity
@@ -379,7 +417,7 @@ class Drafts:
                 yield text_of(key), AllocationHandle(block=now) if now else None
 
     def _written(self, network: Network, holders: Iterable[AllocationAttribute]) -> None:
-        self._compare(text_of(BlockKey(network)))
+        self._compare(block_text(network))
         for holder in holders:
             if holder.handle is not None:
                 self._count_handle(holder.handle)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cymric.model.keys import BlockKey, HandleKey
-from cymric.model.net import Address, Network, parse_network
+from cymric.model.net import Address, Network
+from cymric.model.prefix import prefix
 from ipam.asking import Release
 from ipam.drafts import Drafts
 from ipam.errors import StaleRelease
@@ -20,7 +21,7 @@ from ipam.search import block_around
 def free_handle(handle: str, drafts: Drafts) -> tuple[Address, ...]:
     """Everything a handle holds, by its own count and by the node's blocks. Raises Unseen."""
     stored = drafts.handle(handle)
-    networks = [parse_network(cidr) for cidr in sorted(stored.block)] if stored else []
+    networks = [prefix(cidr) for cidr in sorted(stored.block)] if stored else []
     if stored is None:
         # No count, but a block of ours may name it all the same.
         networks = [n for version in (4, 6) for n in drafts.affine(version)]
@@ -72,7 +73,7 @@ def find_block(address: Address, drafts: Drafts) -> Network | None:
 def held(handle: str, drafts: Drafts) -> tuple[Address, ...]:
     """The addresses a handle holds, by what the blocks that it names say. Raises Unseen."""
     stored = drafts.handle(handle)
-    networks = [parse_network(cidr) for cidr in sorted(stored.block)] if stored else []
+    networks = [prefix(cidr) for cidr in sorted(stored.block)] if stored else []
     drafts.need(HandleKey(handle), *(BlockKey(network) for network in networks))
     found: list[Address] = []
     for network in networks:

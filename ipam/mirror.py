@@ -11,6 +11,7 @@ A value that cannot be read is logged by key once; the key exists, its value is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from cymric.model.codec import Malformed, decode
 from cymric.model.ipam import AllocationBlock
 from cymric.model.keys import AffinityKey, BlockKey, Key, MalformedKey, parse_key
 from cymric.model.net import Network
+from cymric.model.prefix import prefix
 
 FAMILIES = (4, 6)
 
@@ -39,13 +41,25 @@ def text_of(key: Key) -> str:
 
 
 @lru_cache(maxsize=65_536)
+def block_text(network: Network) -> str:
+    """The text of a block's key."""
+    return str(BlockKey(network))
+
+
+@lru_cache(maxsize=65_536)
 def key_of(text: str) -> Key | None:
-    """The key behind a text; None if it is none that we know, or broken (which is logged)."""
+    """The key behind a text; None if it is none that we know, or broken (which is logged).
+
+    Its network is the one object of that prefix, which is found in a set without comparing.
+    """
     try:
-        return parse_key(text)
+        key = parse_key(text)
     except MalformedKey as error:
         log.warning("key cannot be read and counts as absent", key=text, why=str(error))
         return None
+    if isinstance(key, BlockKey | AffinityKey):
+        return replace(key, cidr=prefix(str(key.cidr)))
+    return key
 
 
 class Mirror:

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cymric.model import selector
-from cymric.model.net import Address, Network, contains, network_of, parse_network
+from cymric.model.net import Address, Network, contains, parse_network
+from cymric.model.prefix import prefix_at
 from cymric.model.resources import IPPool, IPReservation
 from ipam.asking import USE_WORKLOAD
 from ipam.errors import NoPool
@@ -109,7 +110,7 @@ def block_of(pool: IPPool, address: Address) -> Network:
     """The block of `pool` that `address` belongs to."""
     length = pool.spec.block_prefix_length
     first = int(address) >> (address.max_prefixlen - length) << (address.max_prefixlen - length)
-    return network_of(type(address)(first), length)
+    return prefix_at(address.version, first, length)
 
 
 def block_order(pool: IPPool, host: str) -> Iterator[Network]:
@@ -124,7 +125,7 @@ def block_order(pool: IPPool, host: str) -> Iterator[Network]:
     base = int(network.network_address)
     for offset in range(count):
         number = base + (start + offset) % count * step
-        yield network_of(type(network.network_address)(number), prefix_length)
+        yield prefix_at(network.version, number, prefix_length)
 
 
 def claimable(

@@ -68,17 +68,15 @@ def _any(
 ) -> list[Assignment]:
     pools = drafts.facts.pools_for(ask, version)
     granted: list[Assignment] = []
-    owned = 0
-    for network in drafts.affine(version):
-        if not drafts.facts.is_in(pools, network):
-            continue
-        owned += 1
-        if len(granted) < count and not drafts.facts.reserved.covers(network):
-            granted += _from_own(network, count - len(granted), record, drafts)
+    mine = drafts.affine_in(pools, version)
+    for network in mine:
+        granted += _from_own(network, count - len(granted), record, drafts)
+        if len(granted) == count:
+            return granted
     if len(granted) < count:
         limit = block_limit(ask.max_blocks, drafts.facts.config.maxBlocksPerHost)
         wanted = count - len(granted)
-        granted += _from_new(pools, version, wanted, (owned, limit), record, drafts)
+        granted += _from_new(pools, version, wanted, (len(mine), limit), record, drafts)
     if len(granted) < count:
         granted += _borrowed(pools, version, count - len(granted), record, drafts)
     if len(granted) < count:
@@ -93,10 +91,10 @@ def _any(
 def _from_own(
     network: Network, count: int, record: AllocationAttribute, drafts: Drafts
 ) -> list[Assignment]:
-    if drafts.exists(network) and not drafts.free_count(network):
+    if drafts.is_full(network) or drafts.facts.reserved.covers(network):
         return []
     mark = drafts.mark()
-    draft = drafts.own(network)
+    draft = drafts.ready(network) or drafts.own(network)
     if draft is None:
         return []
     addresses = drafts.take(network, draft, count, record)
@@ -161,6 +159,8 @@ def _idle_of_others(
         for network in block_order(pool, drafts.node):
             if network not in existing or drafts.facts.reserved.covers(network):
                 continue
+            if drafts.is_drafted(network):
+                continue  # another ask of this very transaction has something of it
             block = drafts.look(network)
             if block is None or not block.is_empty or block.owner_host == drafts.node:
                 continue

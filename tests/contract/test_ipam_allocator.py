@@ -254,11 +254,17 @@ async def test_empty_blocks_of_others_are_taken_over(store: Datastore) -> None:
         clock.now_ns += 61 * SECOND
         (taken,) = await allocator.assign(ask(2))
         assert not taken.is_borrowed
+        await allocator.release_handle("net.2")
+        await affinity.release(store, "node-a", taken.block)
+        await affinity.claim(store, "node-b", taken.block, clock=clock)
+        clock.now_ns += 61 * SECOND
+        both = await asyncio.gather(*(allocator.assign(ask(n, ipv4=4)) for n in (3, 4)))
+        assert both[0][0].block != both[1][0].block, "no block is taken over twice at once"
     stored = await everything(store)
     assert_consistent(stored)
-    assert owned_by(stored, "node-a") == {str(taken.block)}
+    assert owned_by(stored, "node-a") == {str(given[0].block) for given in both}
     assert str(used[0].block) in owned_by(stored, "node-b")
-    assert len(owned_by(stored, "node-b")) == 3
+    assert len(owned_by(stored, "node-b")) == 2
 
 
 async def test_others_may_write_our_blocks(connect: Connect, store: Datastore) -> None:
