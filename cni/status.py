@@ -51,13 +51,8 @@ class Awaited:
     before: Seen
 
     def is_told_by(self, mac: str, nets: Collection[str]) -> bool:
-        """Whether a file with this content is about this endpoint.
-
-        A felix that programs IPv4 only tells of no IPv6 address: then the IPv4 ones must be there.
-        """
+        """Whether a file with this content is about this endpoint, and all of it."""
         wanted = {str(host_network(address)) for address in self.addresses}
-        if not any(":" in net for net in nets):
-            wanted = {net for net in wanted if ":" not in net} or wanted
         return mac in ("", self.mac) and wanted <= set(nets)
 
 
