@@ -65,7 +65,10 @@ class _Attempt:
 
 @dataclass(slots=True)
 class Agent:
-    """Answers calls for one node. `mtu_file` has the MTU where the configuration says none."""
+    """Answers calls for one node. `mtu_file` has the MTU where the configuration says none.
+
+    `lent` has an entry for each container that has addresses of ours under another main plugin.
+    """
 
     node: str
     endpoints: Endpoints
@@ -73,6 +76,7 @@ class Agent:
     cluster: Cluster
     wiring: Wiring
     journal: Journal
+    lent: Journal
     waiting: Waiting
     status: StatusDirectory
     hint: FelixHint
@@ -95,6 +99,7 @@ class Agent:
             if call.is_ipam_only:
                 async with self._undone_on_failure(entry):
                     given = await self._give(call)
+                    self.lent.begin(entry)  # no endpoint will tell that it is in use
                 pairs = zip(given.addresses, given.blocks, strict=True)
                 return result.of_addresses(call, tuple(pairs))
             _refuse_made_before(call)
@@ -253,6 +258,8 @@ class Agent:
             others = await self.endpoints.of_container(entry.identity)
             kept = {address for other in others for address in other.spec.addresses}
         await self.addresses.take_back(entry, kept)
+        if entry.is_ipam_only:
+            self.lent.finish(entry)
         self.journal.finish(entry)
 
     async def _remove_endpoint(self, identity: Identity) -> None:

@@ -36,18 +36,21 @@ from cni.server import Answer
 from cni.server import serve as serve_socket
 from cni.status import StatusDirectory
 from cni.stored import Endpoints
+from cni.sweep import EVERY_S, Sweeper
 from cni.waiting import Waiting
 from cni.wiring import LinuxWiring
 from cymric.datastore.api import DatastoreError
 from cymric.datastore.etcd import open_datastore
 from cymric.datastore.syncer import Syncer, Update
 from cymric.kernel.command import HostCommands
+from cymric.kernel.host_routes import HostRoutes
 from cymric.model.codec import Malformed
 from cymric.runtime.daemon import run_daemon
 from cymric.runtime.health import Health
 from cymric.runtime.pacing import Backoff
 from cymric.runtime.settings import Settings
 from ipam.allocator import Allocator
+from ipam.collect import Collector as UnusedAddresses
 from ipam.errors import AddressRefused, Contended, IPAMError, NoAddress
 
 CALL_TIMEOUT_S = 45.0
@@ -82,20 +85,27 @@ async def serve(settings: Settings, health: Health) -> None:
     """Answer CNI calls until cancelled."""
     health.expect("socket", "datastore", "leftovers undone")
     store = open_datastore(settings)
-    allocator, cluster = Allocator(store, settings.node_name), Cluster()
+    routes, unused = HostRoutes(), UnusedAddresses(settings.node_name)
+    allocator = Allocator(
+        store, settings.node_name, is_routed=routes.leads_to_link, on_block=unused.on_block
+    )
+    cluster = Cluster()
     status = StatusDirectory(settings.endpoint_status_dir)
     status.start()
     hint = FelixHint(settings.run_dir / "felix.sock")
     wiring, commands = LinuxWiring(), HostCommands()
     waiting = Waiting(status, wiring, hint, settings.policy_setup_timeout_s)
     endpoints = Endpoints(store, settings.node_name)
+    directory = Path(settings.state_dir) / "cni"
+    journal, lent = Journal(directory / "unfinished"), Journal(directory / "lent")
     agent = Agent(
         node=settings.node_name,
         endpoints=endpoints,
         addresses=Addresses(settings.node_name, allocator, commands),
         cluster=cluster,
         wiring=wiring,
-        journal=Journal(Path(settings.state_dir) / "cni" / "unfinished"),
+        journal=journal,
+        lent=lent,
         waiting=waiting,
         status=status,
         hint=hint,
@@ -106,6 +116,8 @@ async def serve(settings: Settings, health: Health) -> None:
         Collector(settings.node_name, store, endpoints, agent, commands),
         Reporter(store, cluster, waiting, commands),
     )
+
+    sweeper = Sweeper(endpoints, journal, lent, unused, allocator, routes.leads_to_link)
 
     def on_updates(updates: Sequence[Update]) -> None:
         allocator.on_updates(updates)
@@ -124,8 +136,10 @@ async def serve(settings: Settings, health: Health) -> None:
             tasks.create_task(hint.run(), name="felix hint")
             tasks.create_task(_serve_socket(settings.cni_socket, answering, health), name="socket")
             tasks.create_task(_undo_leftovers(agent, health), name="leftovers")
+            tasks.create_task(_sweep(sweeper), name="sweep")
     finally:
         status.close()
+        routes.close()
         await store.close()
 
 
@@ -145,6 +159,15 @@ async def _undo_leftovers(agent: Agent, health: Health) -> None:
         if is_clean:
             pauses.succeeded()
         await asyncio.sleep(LEFTOVERS_PAUSE_S if is_clean else pauses.next_s())
+
+
+async def _sweep(sweeper: Sweeper) -> None:
+    while True:
+        await asyncio.sleep(EVERY_S)
+        try:
+            await sweeper.sweep()
+        except (DatastoreError, IPAMError) as error:
+            log.warning("unused addresses not looked for", why=str(error))
 
 
 async def answer(answering: Answering, asked: Request) -> Answer:

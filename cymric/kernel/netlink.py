@@ -60,7 +60,7 @@ class Netlink:
 
     def __init__(self, namespace: int | None = None) -> None:
         self._namespace = namespace
-        self._requests = _Requests(namespace)
+        self._requests = Requests(namespace)
         self._ipr: Any = None
 
     def close(self) -> None:
@@ -201,8 +201,8 @@ class Netlink:
         return _Changes(events)
 
 
-class _Requests:
-    """One request at a time over a plain socket.
+class Requests:
+    """Requests over a plain socket, one call at a time.
 
     The kernel has answered when `send` returns, so nothing here waits: no await, no timer.
     """
@@ -217,6 +217,7 @@ class _Requests:
         self._sequence = 0
 
     def close(self) -> None:
+        """Let go of the socket."""
         self._socket.close()
 
     def ask(self, what: str, request: bytes) -> bytes:

@@ -12,6 +12,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from cymric.kernel.fake_links import FakeNetwork
+from cymric.kernel.host_routes import HostRoutes
 from cymric.kernel.links import (
     AlreadyThere,
     Link,
@@ -196,3 +197,42 @@ def test_visiting_a_namespace_returns_home(namespaces: tuple[int, int]) -> None:
     assert read_sysctl("net/ipv4/ip_forward") == before
     with visiting(here):
         assert read_sysctl("net/ipv4/ip_forward") == other
+
+
+@pytest.mark.root
+def test_whom_the_kernel_sends_an_address_to(namespaces: tuple[int, int]) -> None:
+    """A route for one address to a link counts, as does our own address; nothing wider does."""
+    here, _ = namespaces
+    with visiting(here):
+        routes = HostRoutes()
+    for command in (
+        "link set lo up",
+        "link add cali1 type bridge",
+        "link set cali1 up",
+        "addr add 198.19.0.1/24 dev cali1",
+        "route add 198.19.16.5 dev cali1",
+        "route add 198.19.16.6 via 198.19.0.9",
+        "route add blackhole 198.19.16.64/26",
+        "route add 198.19.17.0/24 dev cali1",
+        "-6 route add fd00:198::5 dev cali1",
+        "-6 route add fd00:198:1::/64 dev cali1",
+    ):
+        subprocess.run(
+            ["nsenter", f"--net=/proc/{os.getpid()}/fd/{here}", "ip", *command.split()],
+            check=True,
+            pass_fds=[here],
+        )
+    expected = {
+        "198.19.16.5": True,
+        "198.19.0.1": True,
+        "fd00:198::5": True,
+        "198.19.16.6": False,
+        "198.19.16.7": False,
+        "198.19.16.65": False,
+        "198.19.17.1": False,
+        "fd00:198:1::1": False,
+        "fd00:198::6": False,
+    }
+    found = {text: routes.leads_to_link(ip_address(text)) for text in expected}
+    routes.close()
+    assert found == expected

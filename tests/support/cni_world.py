@@ -31,6 +31,7 @@ from cymric.kernel.links import Link, kernel_error
 from cymric.model import keys
 from cymric.model.codec import encode
 from cymric.model.resources import ClusterInformation, ClusterInformationSpec, ObjectMeta
+from ipam.allocator import Allocator
 from tests.support.ipam_world import feed, store_node, store_pool
 
 NODE = "node-a"
@@ -232,12 +233,10 @@ class World:
         return await self.trees(keys.HANDLES)
 
     @asynccontextmanager
-    async def process(self, life: Life | None = None) -> AsyncIterator[Process]:
-        """A cnid of this node, until it is ended or killed."""
-        from ipam.allocator import Allocator
-
+    async def process(self, life: Life | None = None, **options: Any) -> AsyncIterator[Process]:
+        """A cnid of this node, until it is ended or killed; `options` for its allocator."""
         life = life or Life()
-        allocator = Allocator(self.store, NODE)
+        allocator = Allocator(self.store, NODE, **options)
         await feed(allocator, self.store)
         running = asyncio.create_task(allocator.run())
         store = MortalStore(self.store, life)
@@ -261,6 +260,7 @@ class World:
             cluster=cluster,
             wiring=wiring,
             journal=MortalJournal(self.directory / "journal", life),
+            lent=MortalJournal(self.directory / "lent", life),
             waiting=Waiting(status, wiring, hint, 0.0),
             status=status,
             hint=hint,

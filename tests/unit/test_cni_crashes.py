@@ -21,7 +21,9 @@ POD = "K8S_POD_NAMESPACE=prod;K8S_POD_NAME=web-1"
 Work = Callable[[Process], Awaitable[object]]
 
 
-def call(command: str, container: str, args: str = POD, **config: Any) -> Call:
+def call(
+    command: str, container: str, args: str = POD, *, is_ipam_only: bool = False, **config: Any
+) -> Call:
     env = {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": container,
@@ -30,7 +32,7 @@ def call(command: str, container: str, args: str = POD, **config: Any) -> Call:
         "CNI_ARGS": args,
     }
     tree = {"cniVersion": "1.0.0", "name": "pods", "ipam": {"type": "calico-ipam"}, **config}
-    made = parse(Request(False, env, json.dumps(tree).encode()))
+    made = parse(Request(is_ipam_only, env, json.dumps(tree).encode()))
     assert isinstance(made, Call)
     return made
 
