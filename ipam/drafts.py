@@ -88,7 +88,7 @@ class Drafts:
         self._handles: set[str] = set()
         self._recounted: set[Network] = set()
         self._ready: dict[Network, Draft] = {}
-        self._full: set[Network] = set()
+        self._open_in: dict[tuple[int, tuple[str, ...]], list[Network]] = {}
         self._affine_in: dict[tuple[int, tuple[str, ...]], tuple[Network, ...]] = {}
 
     # --- what a change may look at ---
@@ -114,6 +114,16 @@ class Drafts:
             own = self.affine(version)
             found = self._affine_in[key] = tuple(n for n in own if self.facts.is_in(pools, n))
         return found
+
+    def open_in(self, pools: Sequence[IPPool], version: int) -> tuple[Network, ...]:
+        """Those of `affine_in` that have something free by memory; to begin with. Raises Unseen."""
+        key = (version, tuple(pool.metadata.name for pool in pools))
+        found = self._open_in.get(key)
+        if found is None:
+            own = self.affine_in(pools, version)
+            found = [n for n in own if not self.exists(n) or self.free_count(n)]
+            self._open_in[key] = found
+        return tuple(found)
 
     def existing(self, version: int) -> set[Network]:
         """All blocks of a family. Raises Unseen."""
@@ -173,13 +183,10 @@ class Drafts:
     def is_full(self, network: Network) -> bool:
         """Whether a block that exists has nothing free. Raises Unseen."""
         self.looked.add(block_text(network))
-        if network in self._full:
-            return True
-        if not self.exists(network) or self.free_count(network):
-            return False
-        if network not in self._drafts:
-            self._full.add(network)
-        return True
+        draft = self._drafts.get(network)
+        if draft is not None:
+            return not draft.free_count
+        return self.exists(network) and not self.free_count(network)
 
     def handle(self, handle: str) -> AllocationHandle | None:
         """What a handle counts; None: missing or unreadable. Raises Unseen."""
@@ -228,17 +235,19 @@ class Drafts:
         Raises Malformed if it cannot be read.
         """
         key = HandleKey(handle)
-        self.looked.add(text_of(key))
-        if self.mirror.has(key) and self.mirror.value(key, AllocationHandle) is None:
-            raise Malformed(text_of(key), "the handle cannot be read, so nothing can be added")
+        text = text_of(key)
+        self.looked.add(text)
+        if self.mirror.pair(text) and self.mirror.value(key, AllocationHandle) is None:
+            raise Malformed(text, "the handle cannot be read, so nothing can be added")
 
     def confirm(self, network: Network, draft: Draft) -> None:
         """Make the claim of an own block settled, if it is not; it is compared in any case."""
+        if network in self._ready:
+            return
+        self._ready[network] = draft
+        self._undo.append(lambda: self._ready.__delitem__(network))
         key = AffinityKey(self.node, network)
         self._compare(text_of(key))
-        if network not in self._ready:
-            self._ready[network] = draft
-            self._undo.append(lambda: self._ready.__delitem__(network))
         if network in self._claims or key in self._affinities:
             return
         stored = self.mirror.value(key, BlockAffinity)
@@ -273,12 +282,14 @@ class Drafts:
             sequence_number=self.now_ns,
         )
         self._affine_in.clear()
+        self._open_in.clear()
         former_draft = self._drafts.get(network)
         draft = self._drafts[network] = Draft(fresh, self._undo)
         self._claims[network] = claim
 
         def undo() -> None:
             self._affine_in.clear()
+            self._open_in.clear()
             del self._claims[network]
             if former_draft is None:
                 del self._drafts[network]

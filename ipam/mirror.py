@@ -20,7 +20,16 @@ import structlog
 from cymric.datastore.api import KeyValue, Listing
 from cymric.model.codec import Malformed, decode
 from cymric.model.ipam import AllocationBlock
-from cymric.model.keys import AffinityKey, BlockKey, Key, MalformedKey, parse_key
+from cymric.model.keys import (
+    BLOCKS,
+    HANDLES,
+    AffinityKey,
+    BlockKey,
+    HandleKey,
+    Key,
+    MalformedKey,
+    parse_key,
+)
 from cymric.model.net import Network
 from cymric.model.prefix import prefix
 
@@ -34,9 +43,13 @@ V = TypeVar("V")
 log = structlog.get_logger()
 
 
-@lru_cache(maxsize=65_536)
 def text_of(key: Key) -> str:
-    """The text of a key, which takes longer to make than to look up."""
+    """The text of a key, which for a block takes longer to make than to look up."""
+    return str(key) if isinstance(key, HandleKey) else _kept_text(key)
+
+
+@lru_cache(maxsize=65_536)
+def _kept_text(key: Key) -> str:
     return str(key)
 
 
@@ -190,7 +203,7 @@ class Mirror:
         self.forget(
             text
             for text, pair in self._pairs.items()
-            if text not in ours and (pair is None or isinstance(key_of(text), BlockKey))
+            if text not in ours and (pair is None or text.startswith(BLOCKS))
         )
 
     def _see(self, text: str, pair: KeyValue | None, value: object | None = None) -> None:
@@ -203,6 +216,8 @@ class Mirror:
             self._values.pop(text, None)
         else:
             self._values[text] = value
+        if text.startswith(HANDLES):
+            return
         match key_of(text):
             case BlockKey(cidr=network):
                 if network.version in self._listed:

@@ -68,11 +68,14 @@ def _any(
 ) -> list[Assignment]:
     pools = drafts.facts.pools_for(ask, version)
     granted: list[Assignment] = []
-    mine = drafts.affine_in(pools, version)
-    for network in mine:
-        granted += _from_own(network, count - len(granted), record, drafts)
-        if len(granted) == count:
-            return granted
+    # What was full when this transaction was begun may have room again by a release in it; so
+    # every block is looked at before anything is sought elsewhere, but mostly the first one does.
+    mine: tuple[Network, ...] = ()
+    for mine in (drafts.open_in(pools, version), drafts.affine_in(pools, version)):
+        for network in mine:
+            granted += _from_own(network, count - len(granted), record, drafts)
+            if len(granted) == count:
+                return granted
     if len(granted) < count:
         limit = block_limit(ask.max_blocks, drafts.facts.config.maxBlocksPerHost)
         wanted = count - len(granted)
