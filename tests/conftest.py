@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from hypothesis import settings
 from tests.support.etcd import EtcdServer
 
 # A test's time says more of what else the machine does than of the code.
-settings.register_profile("cymric", deadline=None)
-settings.load_profile("cymric")
+settings.register_profile("cymric", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "cymric"))
 
 StartEtcd = Callable[..., EtcdServer]
 

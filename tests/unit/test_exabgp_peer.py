@@ -252,4 +252,4 @@ class Session(RuleBasedStateMachine):
 
 
 TestSession = Session.TestCase
-TestSession.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestSession.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

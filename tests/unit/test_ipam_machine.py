@@ -8,5 +8,5 @@ from tests.support.ipam_machine import Cluster
 
 TestCluster = Cluster.TestCase
 TestCluster.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
