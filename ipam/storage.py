@@ -44,10 +44,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What some keys hold at one moment. `is_in_doubt`: an earlier try may have landed already."""
+    """What some keys hold at one moment."""
 
     pairs: Mapping[str, KeyValue | None]
-    is_in_doubt: bool = False
 
     def has(self, key: Key) -> bool:
         """Whether the key exists, readable or not."""
@@ -62,47 +61,24 @@ class View:
 Change = Callable[[View], tuple[T, Sequence[Operation]]]
 
 
-async def land(
-    store: Datastore,
-    keys: Sequence[Key],
-    change: Change[T],
-    *,
-    memory: dict[str, KeyValue | None] | None = None,
-) -> T:
-    """Apply `change` until it lands. Raises Contended, Malformed, and what the datastore raises.
-
-    `memory` may hold what some keys held when last seen; keys that are not in it count as missing.
-    Starting from that saves the reading, and being wrong costs one lost try: what is written is
-    compared as ever, and nothing is concluded from memory alone. It is kept up to date here.
-    """
+async def land(store: Datastore, keys: Sequence[Key], change: Change[T]) -> T:
+    """Apply `change` until it lands. Raises Contended, Malformed, and what the datastore raises."""
     texts = [str(key) for key in keys]
-    is_remembered = memory is not None and texts[0] in memory
-    pairs = (
-        {text: memory.get(text) for text in texts}
-        if memory is not None and is_remembered
-        else await _read(store, texts)
-    )
-    is_in_doubt = False
+    pairs = await _read(store, texts)
     for _ in range(CAS_ATTEMPTS):
-        result, operations = change(View(pairs, is_in_doubt))
+        result, operations = change(View(pairs))
         if not operations:
-            if not is_remembered:
-                return result
-            pairs, is_remembered = await _read(store, texts), False
-            continue
+            return result
         compares = [
             Compare(text, ABSENT if pair is None else pair.revision) for text, pair in pairs.items()
         ]
         try:
-            revision = await store.commit(Transaction(compares, operations))
+            await store.commit(Transaction(compares, operations))
         except Conflict as conflict:
-            pairs, is_remembered = {**pairs, **conflict.current}, False
+            pairs = {**pairs, **conflict.current}
         except OutcomeUnknown:
-            pairs, is_remembered, is_in_doubt = await _read(store, texts), False, True
+            pairs = await _read(store, texts)
         else:
-            if memory is not None:
-                memory.update(pairs)
-                memory.update((op.key, _written(op, revision)) for op in operations)
             return result
     raise Contended(f"{texts[0]} kept changing; gave up after {CAS_ATTEMPTS} tries")
 
@@ -135,12 +111,6 @@ def put(key: Key, value: object) -> Put:
 def delete(key: Key) -> Delete:
     """The operation that removes a key."""
     return Delete(str(key))
-
-
-def _written(operation: Operation, revision: int) -> KeyValue | None:
-    if isinstance(operation, Delete):
-        return None
-    return KeyValue(operation.key, operation.value, revision)
 
 
 async def _read(store: Datastore, texts: Sequence[str]) -> dict[str, KeyValue | None]:

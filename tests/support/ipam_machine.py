@@ -272,11 +272,17 @@ class Cluster(RuleBasedStateMachine):
     def release_address(self, node: str | None, offset: int, handle: str | None) -> None:
         """One address, by a node or at the command line, perhaps with a wrong idea of it."""
         address = ip_address("10.0.0.0") + offset
-        releaser = self.client if node is None else self.alive(node).allocator
-        work = releaser.release([Release(address, handle)])
+        wish = [Release(address, handle)]
         try:
-            self.run(work) if node is None else self.call(self.alive(node), work)
-        except (StaleRelease, Crashed, OutcomeUnknown):
+            if node is not None:
+                process = self.alive(node)
+                try:
+                    self.call(process, process.allocator.release(wish))
+                except (Crashed, OutcomeUnknown):
+                    self.run(self.client.release(wish))  # whoever is in doubt asks again
+            else:
+                self.run(self.client.release(wish))
+        except StaleRelease:
             return
         for state in self.nodes.values():
             for held in state.held.values():
