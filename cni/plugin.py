@@ -20,6 +20,7 @@ TIMEOUT_S = 60
 DEFAULT_SOCKET = "/run/cymric/cni.sock"
 IPAM_NAMES = ("cymric-cni-ipam", "calico-ipam")
 COMMANDS = (b"ADD", b"DEL", b"CHECK", b"GC", b"STATUS")
+WORDS = "ADD, DEL, CHECK, GC, STATUS, VERSION"
 VERSIONS = b'{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]}\n'
 
 INVALID_ENVIRONMENT = 4
@@ -37,10 +38,9 @@ def main() -> int:
     while part := read(0, 65536):
         config += part
         if len(config) > MAX_BYTES:
-            return fail(b"", DECODING_FAILURE, f"the configuration is over {MAX_BYTES} bytes")
+            return fail(b"", DECODING_FAILURE, "the configuration is over 1 MiB")
     if command not in COMMANDS:
-        wanted = "ADD, DEL, CHECK, GC, STATUS, VERSION"
-        return fail(config, INVALID_ENVIRONMENT, f"CNI_COMMAND is none of {wanted}")
+        return fail(config, INVALID_ENVIRONMENT, "CNI_COMMAND is none of " + WORDS)
     path = DEFAULT_SOCKET
     if b'"socket"' in config:
         path = socket_path(config)
@@ -53,7 +53,7 @@ def main() -> int:
         status, _, output = ask(path, request).partition(b"\n")
         words = status.split()
         if words[:2] != [b"cymric-cni", b"%d" % PROTOCOL] or len(words) != 3:
-            raise OSError(f"the answer is not of protocol version {PROTOCOL}")
+            raise OSError("the answer is not of this protocol's version")
     except OSError as error:
         code = NOT_AVAILABLE if command == b"STATUS" else TRY_AGAIN
         return fail(config, code, "cnid does not answer at " + path, str(error))

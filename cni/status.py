@@ -1,8 +1,9 @@
 """Waiting for felix: a file appears when an endpoint's route and policy are in the kernel.
 
-One inotify descriptor watches the directory for all waiting calls, so a file is noticed at once and
-waiting costs nothing. A file may be left from a former instance of the same pod, so it counts only
-if it tells of our MAC and address; one that tells nothing counts once it was written anew.
+One inotify descriptor watches the directory for all waiting calls, so a file is noticed at once, by
+the call it concerns, and waiting costs nothing. A file may be left from a former instance of the
+same pod, so it counts only if it tells of our MAC and addresses; one that tells nothing counts once
+it was written anew.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import struct
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from cymric.model.net import Address, host_network
 
 _IN_CREATE, _IN_MOVED_TO, _IN_CLOSE_WRITE = 0x100, 0x80, 0x8
 _IN_NONBLOCK, _IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
+_EVENT = struct.Struct("=iIII")  # watch, mask, cookie, length of the name that follows
 _LIBC = ctypes.CDLL(None, use_errno=True)
 RECHECK_S = 0.25
 """How often a waiting call looks by itself, should the directory have been replaced."""
@@ -61,7 +64,7 @@ class StatusDirectory:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._changed = asyncio.Event()
+        self._changed_by_name: dict[str, asyncio.Event] = {}
         self._descriptor = -1
 
     def start(self) -> None:
@@ -92,7 +95,7 @@ class StatusDirectory:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    changed = self._changed
+                    changed = self._changed_by_name.setdefault(awaited.name, asyncio.Event())
                     if self._tells(awaited):
                         return True
                     with suppress(TimeoutError):
@@ -100,6 +103,8 @@ class StatusDirectory:
                             await changed.wait()
         except TimeoutError:
             return False
+        finally:
+            self._changed_by_name.pop(awaited.name, None)
 
     def _tells(self, awaited: Awaited) -> bool:
         now = self.look(awaited.name)
@@ -117,9 +122,14 @@ class StatusDirectory:
         return now.stamp is not None and now != awaited.before
 
     def _wake(self) -> None:
-        os.read(self._descriptor, 65536)
-        self._changed.set()
-        self._changed = asyncio.Event()
+        events, position = os.read(self._descriptor, 65536), 0
+        while position < len(events):
+            _, _, _, length = _EVENT.unpack_from(events, position)
+            position += _EVENT.size + length
+            name = os.fsdecode(events[position - length : position].rstrip(b"\0"))
+            # An event without name (the queue ran over) is made up for by looking again.
+            if (changed := self._changed_by_name.pop(name, None)) is not None:
+                changed.set()
 
 
 def _checked(answer: int) -> int:
