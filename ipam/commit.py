@@ -32,7 +32,8 @@ from cymric.datastore.api import (
 from cymric.model.codec import Malformed
 from cymric.model.keys import affinity_prefix, block_prefix
 from cymric.model.net import Address
-from ipam.drafts import Changes, Drafts, Unseen
+from ipam.changes import Changes
+from ipam.drafts import Drafts, Unseen
 from ipam.errors import Contended, IPAMError
 from ipam.facts import Facts
 from ipam.mirror import Mirror
