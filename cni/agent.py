@@ -128,7 +128,7 @@ class Agent:
                     is_foreign=is_foreign(call),
                 )
                 async with beside(self._store(identity, value)) as storing:
-                    attempt.told = str(identity.key)
+                    attempt.told = identity.key_text
                     self.hint.tell(attempt.told, encode(value))
                     await pair.finish(_layout(call, addresses))
                     await storing

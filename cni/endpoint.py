@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import quote
 
 from cni.errors import CniError, Code
@@ -34,7 +35,7 @@ _LEFT_BY_GO = "$&+=:@"
 """What Go's url.PathEscape leaves alone beyond letters, digits and `-_.~`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: names are worked out once and kept
 class Identity:
     """All the names of one endpoint."""
 
@@ -46,13 +47,18 @@ class Identity:
     container_id: str
     host_interface: str
 
-    @property
+    @cached_property
     def key(self) -> ResourceKey:
         """Where the endpoint is stored."""
         name = endpoint_name(self.node, self.orchestrator, self.workload, self.endpoint)
         return ResourceKey("WorkloadEndpoint", name, self.namespace)
 
-    @property
+    @cached_property
+    def key_text(self) -> str:
+        """The key as it is in the datastore."""
+        return str(self.key)
+
+    @cached_property
     def status_file(self) -> str:
         """The name of the file felix writes when the endpoint is programmed."""
         parts = (self.orchestrator, f"{self.namespace}/{self.workload}", self.endpoint)

@@ -97,7 +97,7 @@ class Endpoints:
 
     def known(self, identity: Identity) -> Stored | None:
         """What was there when last seen."""
-        return self._by_key.get(str(identity.key))
+        return self._by_key.get(identity.key_text)
 
     @property
     def all_known(self) -> tuple[Stored, ...]:
@@ -106,13 +106,13 @@ class Endpoints:
 
     async def read(self, identity: Identity) -> Stored | None:
         """What is there now."""
-        key = str(identity.key)
+        key = identity.key_text
         stored = _stored(await self._store.get(key))
         return self._remember(key, stored)
 
     async def write(self, identity: Identity, value: WorkloadEndpoint) -> None:
         """Store `value`; the former one's uid and time of creation stay. Raises DatastoreError."""
-        key = str(identity.key)
+        key = identity.key_text
         for _ in range(MAX_TRIES):
             former = self._by_key.get(key)
             revision = former.revision if former else ABSENT
@@ -144,7 +144,7 @@ class Endpoints:
 
     async def remove(self, identity: Identity) -> bool:
         """Remove the endpoint if it is this container's. False: it is another's, or missing."""
-        key = str(identity.key)
+        key = identity.key_text
         stored = self._by_key.get(key)
         if stored is None or stored.value.spec.container_id != identity.container_id:
             stored = await self.read(identity)
@@ -169,14 +169,14 @@ class Endpoints:
             other.value
             for other in self._by_key.values()
             if other.value.spec.container_id == identity.container_id
-            and other.key != str(identity.key)
+            and other.key != identity.key_text
         )
 
     async def owner_of_interface(self, identity: Identity) -> ResourceKey | None:
         """The endpoint, other than this one, that has the host interface: by what is stored now."""
         for stored in await self.refresh():
             spec, metadata = stored.value.spec, stored.value.metadata
-            if stored.key != str(identity.key) and spec.interface_name == identity.host_interface:
+            if stored.key != identity.key_text and spec.interface_name == identity.host_interface:
                 return ResourceKey("WorkloadEndpoint", metadata.name, metadata.namespace)
         return None
 
