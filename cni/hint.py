@@ -43,6 +43,11 @@ class FelixHint:
         """Whether felix listens."""
         return self._writer is not None
 
+    @property
+    def unsent_bytes(self) -> int:
+        """How much felix has still to read."""
+        return self._writer.transport.get_write_buffer_size() if self._writer else 0
+
     def tell(self, key: str, value: bytes | None) -> None:
         """Send an endpoint as it will be stored, or None to take a former hint back."""
         line = b'{"key":"%s","value":%s}\n' % (key.encode(), value or b"null")
@@ -51,7 +56,7 @@ class FelixHint:
             HINTS.labels("not connected").inc()
         elif len(line) > MAX_LINE_BYTES:
             HINTS.labels("too long").inc()
-        elif writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+        elif self.unsent_bytes > MAX_UNSENT_BYTES:
             HINTS.labels("felix does not read").inc()
         else:
             writer.write(line)
