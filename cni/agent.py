@@ -46,8 +46,11 @@ from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.net import Address, parse_interface
 from ipam.errors import Contended
 
-DATASTORE_TIMEOUT_S = 4.0
-"""How long the datastore may take for all of one step before the call fails with 11."""
+DATASTORE_TIMEOUT_S = 10.0
+"""How long the datastore may take for all of one step before the call fails with 11.
+
+Generous, as a hundred pods that start at once on a busy machine wait for each other in it, too.
+"""
 DEL_TIMEOUT_S = 2.0
 """How long a DEL waits for the datastore before it promises instead."""
 UNDO_TIMEOUT_S = 2.0
