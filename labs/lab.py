@@ -185,7 +185,7 @@ class Lab:
     # -- pods --------------------------------------------------------------------------------
 
     def add_pod(
-        self, node: str, name: str, *, pools: tuple[str, ...] = (), patience_s: float = 30
+        self, node: str, name: str, *, pools: tuple[str, ...] = (), patience_s: float = 60
     ) -> Pod:
         """A pod through the CNI executable, with its HTTP server running.
 

@@ -165,7 +165,7 @@ def read_ping(text: str) -> Loss:
 
 
 class Dialer(_Steady):
-    """A new TCP connection and HTTP request every `interval_s`, from a namespace to an address."""
+    """A new TCP connection every `interval_s`, from a namespace to an address."""
 
     def __init__(self, namespace: str, address: str, *, interval_s: float = 0.05) -> None:
         script = Path(__file__).with_name("dialer.py")

@@ -58,7 +58,7 @@ def render(nodes: Sequence[Node], imports: Import) -> str:
 # host1, {imports} import. Written by the lab.
 router id {HOST_ADDRESS};
 log stderr {{ warning, error, fatal, bug, auth, remote }};
-timeformat protocol iso long ms;
+timeformat protocol iso long;
 
 protocol device {{ scan time 2; }}
 

@@ -180,7 +180,9 @@ class SpeakerLab:
         configuration = directory / "bird.conf"
         statics = "\n".join(f"  route {prefix} blackhole;" for prefix in routes)
         configuration.write_text(
-            f'log "{directory}/bird.log" all;\nrouter id {address};\nprotocol device {{}}\n'
+            f'log "{directory}/bird.log" all;\nrouter id {address};\n'
+            # Whole seconds: BIRD works the moment out anew each time, a millisecond off at times.
+            'timeformat protocol "%T";\nprotocol device {}\n'
             f"protocol static st {{\n  ipv4;\n{statics}\n}}\n"
             f"protocol bgp cymric {{\n  local {address} as {asn};\n"
             f"  neighbor {OUR_ADDRESS} as {OUR_ASN};\n  {extra}\n  graceful restart on;\n"
