@@ -71,6 +71,7 @@ def lab(standing_lab: Lab) -> Iterator[Lab]:
     checks.wait_settled(standing_lab, patience_s=SETTLE_S)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own hook of this name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """When tests are spread over processes, those with the lab stay together: one lab, not many."""
     if config.pluginmanager.hasplugin("xdist"):
