@@ -71,13 +71,12 @@ def lab(standing_lab: Lab) -> Iterator[Lab]:
     checks.wait_settled(standing_lab, patience_s=SETTLE_S)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own hook of this name
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """When tests are spread over processes, those with the lab stay together: one lab, not many."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if "lab_layout" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group("lab"))
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that share the whole lab: they run in one process, by themselves."""
+    for item in items:
+        if "lab_layout" in getattr(item, "fixturenames", ()):
+            item.add_marker("lab")
 
 
 @pytest.hookimpl(wrapper=True)
