@@ -16,6 +16,7 @@ import pytest
 from cymric.runtime.health import STALE_AFTER_S, Health
 from cymric.runtime.pacing import Backoff, Kick
 from cymric.runtime.settings import BadSettings, load
+from tests.support.etcd import free_port
 
 
 def test_environment_wins_over_file_and_default(tmp_path: Path) -> None:
@@ -116,13 +117,6 @@ async def serve(settings, health):
 
 run_daemon("bgpd", serve)
 """
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def test_a_daemon_tells_its_manager_answers_http_and_ends_cleanly(tmp_path: Path) -> None:
