@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cymric.model.resources import DEFAULT_ALLOW_PROFILE, Profile
-from felix.calc.values import ProfileRules, Verdict
+from felix.calc.values import PolicyRule, ProfileRules, Verdict
 
 MATCH_FIELDS = (
     "protocol",
@@ -31,7 +31,8 @@ _VERDICT_BY_ACTION = {
     "log": Verdict.LOG,
 }
 
-DEFAULT_ALLOW = ProfileRules(DEFAULT_ALLOW_PROFILE, (Verdict.ALLOW,), (Verdict.ALLOW,))
+_ALLOW = (PolicyRule(Verdict.ALLOW),)
+DEFAULT_ALLOW = ProfileRules(DEFAULT_ALLOW_PROFILE, _ALLOW, _ALLOW)
 """Built in: it is never stored."""
 
 
@@ -40,19 +41,19 @@ def missing(name: str) -> ProfileRules:
     return ProfileRules(name, None, None)
 
 
-def convert(profile: Profile, ip_version: int = 4) -> tuple[ProfileRules, str | None]:
-    """The rules for one family, and why they are not as written (None if they are)."""
+def convert(profile: Profile) -> tuple[ProfileRules, str | None]:
+    """The rules, and why they are not as written (None if they are)."""
     name = profile.metadata.name
-    inbound, in_trouble = _direction("ingress", profile.spec.ingress, ip_version)
-    outbound, out_trouble = _direction("egress", profile.spec.egress, ip_version)
+    inbound, in_trouble = _direction("ingress", profile.spec.ingress)
+    outbound, out_trouble = _direction("egress", profile.spec.egress)
     troubles = "; ".join(text for text in (in_trouble, out_trouble) if text)
     return ProfileRules(name, inbound, outbound), troubles or None
 
 
 def _direction(
-    word: str, rules: Sequence[Mapping[str, Any]], ip_version: int
-) -> tuple[tuple[Verdict, ...] | None, str | None]:
-    verdicts: list[Verdict] = []
+    word: str, rules: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[PolicyRule, ...] | None, str | None]:
+    found: list[PolicyRule] = []
     for number, rule in enumerate(rules, start=1):
         used = [name for name in MATCH_FIELDS if rule.get(name)]
         version = rule.get("ipVersion")
@@ -60,6 +61,5 @@ def _direction(
         if used or version not in (None, 4, 6) or verdict is None:
             what = f"matches on {', '.join(used)}" if used else "cannot be read"
             return None, f"{word} rule {number} {what}, so {word} drops everything"
-        if version in (None, ip_version):
-            verdicts.append(verdict)
-    return tuple(verdicts), None
+        found.append(PolicyRule(verdict, version))
+    return tuple(found), None

@@ -73,7 +73,7 @@ class Calculation:
         self._endpoints = LocalEndpoints()
         self._config = FelixConfig()
         self._config_problems: tuple[Problem, ...] = ()
-        self._profiles: tuple[_Profiles, _Profiles] = ({}, {})
+        self._profiles: _Profiles = {}
         self._profile_problems: tuple[Problem, ...] = ()
         self._profile_names: frozenset[str] = frozenset()
         self._dirty = set(KINDS)
@@ -153,8 +153,7 @@ class Calculation:
         changes: dict[str, object] = {
             "config": config,
             "endpoints": endpoints,
-            "profiles": self._profiles[0],
-            "profiles_ipv6": self._profiles[1],
+            "profiles": self._profiles,
             "problems": tuple(
                 sorted((*self._config_problems, *self._endpoints.problems, *self._profile_problems))
             ),
@@ -212,20 +211,19 @@ class Calculation:
         )
 
     def _work_out_profiles(self, names: frozenset[str]) -> None:
-        found: tuple[dict[str, ProfileRules], dict[str, ProfileRules]] = ({}, {})
+        found: dict[str, ProfileRules] = {}
         problems = []
         for name in sorted(names):
             stored = self._objects["Profile"].get(ResourceKey("Profile", name))
-            for rules_by_name, ip_version in zip(found, (4, 6), strict=True):
-                if name == DEFAULT_ALLOW_PROFILE:
-                    rules, trouble = profiles.DEFAULT_ALLOW, None
-                elif isinstance(stored, Profile):
-                    rules, trouble = profiles.convert(stored, ip_version)
-                else:
-                    rules, trouble = profiles.missing(name), "missing, so it drops everything"
-                rules_by_name[name] = rules
-                if trouble and ip_version == 4:
-                    problems.append(Problem(f"Profile {name}", trouble))
+            if name == DEFAULT_ALLOW_PROFILE:
+                rules, trouble = profiles.DEFAULT_ALLOW, None
+            elif isinstance(stored, Profile):
+                rules, trouble = profiles.convert(stored)
+            else:
+                rules, trouble = profiles.missing(name), "missing, so it drops everything"
+            found[name] = rules
+            if trouble:
+                problems.append(Problem(f"Profile {name}", trouble))
         self._profiles, self._profile_names = found, names
         self._profile_problems = tuple(problems)
 

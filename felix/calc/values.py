@@ -7,10 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from cymric.model.net import Address, Network
 from felix.calc.config import FelixConfig
+from felix.calc.policies import (
+    ANYTHING,
+    WILDCARD_INTERFACE,
+    EntityMatch,
+    HostEndpoint,
+    IcmpMatch,
+    IPSet,
+    Policy,
+    PolicyId,
+    PolicyRule,
+    PortRange,
+    SetKind,
+    TierPolicies,
+    Verdict,
+)
+
+__all__ = [
+    "ANYTHING",
+    "WILDCARD_INTERFACE",
+    "Desired",
+    "Endpoint",
+    "EndpointId",
+    "EntityMatch",
+    "FloatingAddress",
+    "HostEndpoint",
+    "IPSet",
+    "IcmpMatch",
+    "Policy",
+    "PolicyId",
+    "PolicyRule",
+    "PortRange",
+    "Problem",
+    "ProfileRules",
+    "SetKind",
+    "TierPolicies",
+    "Verdict",
+]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,6 +85,8 @@ class Endpoint:
     profiles: tuple[str, ...]
     spoofable: tuple[Network, ...] = ()
     floating: tuple[FloatingAddress, ...] = ()
+    tiers: tuple[TierPolicies, ...] = ()
+    """The policies that apply, ahead of the profiles."""
     ip_versions: frozenset[int] = field(init=False, compare=False, repr=False)
     """The families it has addresses of."""
 
@@ -62,25 +100,16 @@ class Endpoint:
         return (*self.addresses, *(pair.external for pair in self.floating))
 
 
-class Verdict(StrEnum):
-    """What a rule that matches everything says."""
-
-    ALLOW = "allow"
-    DENY = "deny"
-    PASS = "pass"  # noqa: S105 - a verdict
-    LOG = "log"
-
-
 @dataclass(frozen=True, slots=True)
 class ProfileRules:
-    """A profile's rules for one family, per direction.
+    """A profile's rules per direction, of both families.
 
     None stands for "drop everything": missing, or not to be rendered.
     """
 
     name: str
-    inbound: tuple[Verdict, ...] | None
-    outbound: tuple[Verdict, ...] | None
+    inbound: tuple[PolicyRule, ...] | None
+    outbound: tuple[PolicyRule, ...] | None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -101,9 +130,13 @@ class Desired:
     endpoints: tuple[Endpoint, ...] = ()
     """By interface name, one per interface."""
     profiles: Mapping[str, ProfileRules] = field(default_factory=dict)
-    """Every profile that an endpoint names, as it is for IPv4."""
-    profiles_ipv6: Mapping[str, ProfileRules] = field(default_factory=dict)
-    """The same for IPv6."""
+    """Every profile that an endpoint names, of this node or of its interfaces."""
+    policies: Mapping[PolicyId, Policy] = field(default_factory=dict)
+    """Every policy that applies to an endpoint here."""
+    host_endpoints: tuple[HostEndpoint, ...] = ()
+    """By interface name, one per interface."""
+    ip_sets: Mapping[str, IPSet] = field(default_factory=dict)
+    """Every set that a rule of `policies` or `profiles` names."""
     pools: frozenset[Network] = frozenset()
     masquerade_pools: frozenset[Network] = frozenset()
     hosts: frozenset[Network] = frozenset()

@@ -9,19 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from felix.calc.values import ProfileRules, Verdict
+from felix.calc.values import PolicyRule, ProfileRules, Verdict
 from felix.rules.marks import Marks
 from felix.rules.names import PROFILE_INBOUND, PROFILE_OUTBOUND, limited
 from felix.rules.rule import DROP, RETURN, Chain, Log, Match, Rule, SetMark
 
 
-def chains(profile: ProfileRules, marks: Marks, log_prefix: str) -> tuple[Chain, Chain]:
+def chains(
+    profile: ProfileRules, marks: Marks, log_prefix: str, ip_version: int = 4
+) -> tuple[Chain, Chain]:
     """Inbound and outbound."""
     name = profile.name
+    inbound = _verdicts(profile.inbound, ip_version)
+    outbound = _verdicts(profile.outbound, ip_version)
     return (
-        _chain(PROFILE_INBOUND, name, "ingress", profile.inbound, marks, log_prefix),
-        _chain(PROFILE_OUTBOUND, name, "egress", profile.outbound, marks, log_prefix),
+        _chain(PROFILE_INBOUND, name, "ingress", inbound, marks, log_prefix),
+        _chain(PROFILE_OUTBOUND, name, "egress", outbound, marks, log_prefix),
     )
+
+
+def _verdicts(rules: Sequence[PolicyRule] | None, ip_version: int) -> Sequence[Verdict] | None:
+    if rules is None:
+        return None
+    return [rule.action for rule in rules if rule.ip_version in (None, ip_version)]
 
 
 def _chain(

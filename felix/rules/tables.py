@@ -100,7 +100,7 @@ class TableContents:
 
     def _filter(self, desired: Desired) -> _Chains:
         config, marks, version = desired.config, self._marks, self._ip_version
-        profiles = desired.profiles if version == 4 else desired.profiles_ipv6
+        profiles = desired.profiles
         fixed = self._once(
             "static filter",
             desired.service_cidrs,
@@ -145,7 +145,8 @@ class TableContents:
             made = before.get(name)
             if made is None or made.of != profiles[name]:
                 rules = profiles[name]
-                made = _Made(rules, profile.chains(rules, self._marks, self._config.log_prefix))
+                prefix = self._config.log_prefix
+                made = _Made(rules, profile.chains(rules, self._marks, prefix, self._ip_version))
             self._profiles[name] = made
             found += made.chains
         return found

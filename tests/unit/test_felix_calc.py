@@ -14,7 +14,7 @@ from cymric.model import codec
 from cymric.model.keys import Key, ResourceKey
 from felix.calc.config import FelixConfig, from_environment, from_object, parse_duration, settle
 from felix.calc.state import Calculation
-from felix.calc.values import Desired, ProfileRules, Verdict
+from felix.calc.values import Desired, PolicyRule, ProfileRules, Verdict
 
 NODE = "node1"
 Stored = dict[str, dict[str, Any]]
@@ -150,11 +150,13 @@ def test_profile_rules_without_matches_are_verdicts() -> None:
         [{"action": "Log"}, {"action": "Pass"}, {"action": "Deny", "ipVersion": 6}, {"action": ""}],
         [{"action": "Deny", "source": {}, "ipVersion": 4}],
     )
-    assert rules.inbound == (Verdict.LOG, Verdict.PASS, Verdict.ALLOW)
-    assert rules.outbound == (Verdict.DENY,)
-    rules_ipv6 = desired.profiles_ipv6["kns.x"]
-    assert rules_ipv6.inbound == (Verdict.LOG, Verdict.PASS, Verdict.DENY, Verdict.ALLOW)
-    assert rules_ipv6.outbound == ()
+    assert rules.inbound == (
+        PolicyRule(Verdict.LOG),
+        PolicyRule(Verdict.PASS),
+        PolicyRule(Verdict.DENY, 6),
+        PolicyRule(Verdict.ALLOW),
+    )
+    assert rules.outbound == (PolicyRule(Verdict.DENY, 4),)
     assert desired.problems == ()
 
 
@@ -176,7 +178,7 @@ def test_a_rule_we_cannot_render_closes_its_direction(rule: dict[str, Any]) -> N
     """And only that; the profile is named."""
     rules, desired = profile([{"action": "Allow"}, rule], [{"action": "Allow"}])
     assert rules.inbound is None
-    assert rules.outbound == (Verdict.ALLOW,)
+    assert rules.outbound == (PolicyRule(Verdict.ALLOW),)
     assert desired.problems[0].subject == "Profile kns.x"
 
 
@@ -190,7 +192,7 @@ def test_missing_profile_drops_and_default_allow_is_built_in() -> None:
         }
     )
     assert desired.profiles["kns.none"].inbound is None
-    assert desired.profiles["projectcalico-default-allow"].outbound == (Verdict.ALLOW,)
+    assert desired.profiles["projectcalico-default-allow"].outbound == (PolicyRule(Verdict.ALLOW),)
     assert [problem.subject for problem in desired.problems] == ["Profile kns.none"]
 
 

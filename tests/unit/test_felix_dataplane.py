@@ -29,6 +29,7 @@ from felix.calc.values import (
     Endpoint,
     EndpointId,
     FloatingAddress,
+    PolicyRule,
     ProfileRules,
     Verdict,
 )
@@ -47,7 +48,7 @@ from tests.support.eventually import eventually
 from tests.support.fake_iptables import FakeIpset, FakeIptables
 
 POOL = parse_network("198.19.16.0/21")
-ALLOW = ProfileRules("p", (Verdict.ALLOW,), (Verdict.ALLOW,))
+ALLOW = ProfileRules("p", (PolicyRule(Verdict.ALLOW),), (PolicyRule(Verdict.ALLOW),))
 
 
 def pod(name: str, address: str = "198.19.16.2") -> Endpoint:
@@ -63,7 +64,6 @@ def wanting(*pods: Endpoint, **changes: object) -> Desired:
         config=FelixConfig(ipv6_support=False),
         endpoints=tuple(sorted(pods, key=lambda one: one.interface)),
         profiles={"p": ALLOW} if pods else {},
-        profiles_ipv6={"p": ALLOW} if pods else {},
         pools=frozenset([POOL]),
         masquerade_pools=frozenset([POOL]),
     )

@@ -17,6 +17,7 @@ from felix.calc.values import (
     Endpoint,
     EndpointId,
     FloatingAddress,
+    PolicyRule,
     ProfileRules,
     Verdict,
 )
@@ -47,7 +48,7 @@ from felix.rules.tables import TableContents, contents
 GOLDEN = Path(__file__).parent.parent / "golden" / "felix_filter_v3.32.rules"
 SERVICES = parse_network("198.19.32.0/20")
 MARKS = allocate(0xFFFF0000)
-ALLOW_ALL = ProfileRules("kns.prod", (Verdict.ALLOW,), (Verdict.ALLOW,))
+ALLOW_ALL = ProfileRules("kns.prod", (PolicyRule(Verdict.ALLOW),), (PolicyRule(Verdict.ALLOW),))
 ADDRESSES = (parse_address("198.19.16.2"), parse_address("fd00:19::2"))
 POD = Endpoint(
     EndpointId("k8s", "prod/web-1", "eth0"), "cali2b4f0b7d9aa", "", ADDRESSES, ("kns.prod",)
@@ -60,7 +61,6 @@ def desired(**config: object) -> Desired:
         config=FelixConfig(**config),  # type: ignore[arg-type]
         endpoints=(POD,),
         profiles={"kns.prod": ALLOW_ALL},
-        profiles_ipv6={"kns.prod": ALLOW_ALL},
         masquerade_pools=frozenset([parse_network("198.19.16.0/21")]),
     )
 
@@ -277,7 +277,8 @@ def test_marks() -> None:
 )
 def test_profile_chains(verdicts: tuple[Verdict, ...] | None, bodies: list[str]) -> None:
     """A profile's verdicts become marks; its first rule names it."""
-    rules = ProfileRules("kns.prod", verdicts, ())
+    inbound = None if verdicts is None else tuple(map(PolicyRule, verdicts))
+    rules = ProfileRules("kns.prod", inbound, ())
     inbound, outbound = profile.chains(rules, MARKS, "calico-packet")
     label = '-m comment --comment "Profile kns.prod ingress"'
     expected = [f"{label} {bodies[0]}".strip(), *bodies[1:]]
