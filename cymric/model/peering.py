@@ -36,12 +36,28 @@ class PeerType(StrEnum):
     NODE = "node specific"
 
 
+class NextHopMode(StrEnum):
+    """Which next hop goes with routes that are passed on: BGPPeer's `nextHopMode`.
+
+    Auto: ourselves towards another AS, unchanged within ours.
+    """
+
+    AUTO = "Auto"
+    SELF = "Self"
+    KEEP = "Keep"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """One BGP session of this node, all that speaker and daemon need to know of it.
 
     `restart_time_s` is the graceful restart time we offer. `is_passive` means that we wait for
     the peer to connect. `peer_node` names the Cymric or Calico node behind the address, if any.
+
+    `filters` are the names of BGPFilters, in order. `max_prefixes` is the limit for what the peer
+    may announce, None for the cluster's default. `cluster_id` is this node's when it is a route
+    reflector; the peer is then a client (`is_reflector_client`) if the session is iBGP and the
+    peer's own cluster ID is another or none.
     """
 
     name: str
@@ -56,6 +72,11 @@ class Session:
     is_passive: bool
     restart_time_s: int = DEFAULT_RESTART_TIME_S
     peer_node: str = ""
+    filters: tuple[str, ...] = ()
+    next_hop_mode: NextHopMode = NextHopMode.AUTO
+    max_prefixes: int | None = None
+    cluster_id: str = ""
+    is_reflector_client: bool = False
 
     @property
     def is_ibgp(self) -> bool:
