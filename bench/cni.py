@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.row import Row, median
-from cni.install import SYSTEM_PYTHON
+from cymric.runtime.cni_executables import SYSTEM_PYTHON
 from tests.support.cni_node import CniNode, Pod, finished, netconf, node_with_etcd
 
 ONE_BY_ONE = 20

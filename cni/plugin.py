@@ -1,9 +1,14 @@
 """The CNI executables: pass the request to cnid over its socket, print what it answers.
 
-This file is installed whole, as `cymric-cni` and `cymric-cni-ipam`, and run by `python3 -IS`. A
-container runtime starts it for every pod, so the interpreter's start is its whole cost: it imports
-one C module, passes bytes through unread, and leaves without tidying up. It knows nothing and
-holds nothing. What is only needed when something is wrong imports what it likes.
+Where there was a C compiler, `client.c` does this for ordinary calls, and runs this file (then
+named `cymric-cni.py` and `cymric-cni-ipam.py`) for the others, with what went wrong as its
+argument if cnid was asked already. Where there was none, this file is `cymric-cni` and
+`cymric-cni-ipam` itself.
+
+It is installed whole and run by `python3 -IS`. A container runtime may start it for every pod, so
+the interpreter's start is its whole cost: it imports one C module, passes bytes through unread, and
+leaves without tidying up. It knows nothing and holds nothing. What is only needed when something is
+wrong imports what it likes.
 
 Request: a line `cymric-cni 2 main|ipam <bytes of environment> <bytes of configuration>`, then both:
 the variables named CNI_… as NAME=VALUE with a zero byte after each, and standard input. Answer: a
@@ -18,7 +23,7 @@ PROTOCOL = 2
 MAX_BYTES = 1 << 20
 TIMEOUT_S = 60
 DEFAULT_SOCKET = "/run/cymric/cni.sock"
-IPAM_NAMES = ("cymric-cni-ipam", "calico-ipam")
+IPAM_NAMES = ("cymric-cni-ipam", "cymric-cni-ipam.py", "calico-ipam", "calico-ipam.py")
 COMMANDS = (b"ADD", b"DEL", b"CHECK", b"GC", b"STATUS")
 WORDS = "ADD, DEL, CHECK, GC, STATUS, VERSION"
 VERSIONS = b'{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]}\n'
@@ -48,15 +53,17 @@ def main() -> int:
             return fail(config, DECODING_FAILURE, "the network configuration cannot be read")
     env = b"".join([k + b"=" + v + b"\0" for k, v in environ.items() if k.startswith(b"CNI_")])
     kind = b"ipam" if sys.argv[0].rpartition("/")[2] in IPAM_NAMES else b"main"
+    unavailable = NOT_AVAILABLE if command == b"STATUS" else TRY_AGAIN
+    if len(sys.argv) > 1:
+        return fail(config, unavailable, "cnid does not answer at " + path, sys.argv[1])
     request = b"cymric-cni %d %s %d %d\n" % (PROTOCOL, kind, len(env), len(config)) + env + config
     try:
         status, _, output = ask(path, request).partition(b"\n")
         words = status.split()
-        if words[:2] != [b"cymric-cni", b"%d" % PROTOCOL] or len(words) != 3:
+        if words[:2] != [b"cymric-cni", b"%d" % PROTOCOL] or not b"".join(words[2:]).isdigit():
             raise OSError("the answer is not of this protocol's version")
     except OSError as error:
-        code = NOT_AVAILABLE if command == b"STATUS" else TRY_AGAIN
-        return fail(config, code, "cnid does not answer at " + path, str(error))
+        return fail(config, unavailable, "cnid does not answer at " + path, str(error))
     return say(output, int(words[2]))
 
 

@@ -8,11 +8,11 @@
 : "${root:?set it before sourcing this file}"
 
 packages=(
-    bird2 conntrack containernetworking-plugins etcd-client etcd-server iproute2 ipset iptables
-    iputils-ping procps python3-venv tcpdump
+    bird2 conntrack containernetworking-plugins etcd-client etcd-server frr gcc iproute2 ipset
+    iptables iputils-ping libc6-dev procps python3-venv tcpdump
 )
 # Debian would start and enable these; the lab starts its own, and only inside its namespaces.
-units=(bird.service bird6.service etcd.service)
+units=(bird.service bird6.service etcd.service frr.service)
 
 policy=/usr/sbin/policy-rc.d
 policy_is_ours=""

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from cni.install import install_executables
+from cymric.runtime.cni_executables import write_executables
 from labs import network, records
 from labs.network import CommandFailed, entering, run
 from labs.pods import Cni
@@ -90,7 +90,7 @@ class Lab:
                 self.supervisor.launch()
         if not self.cni.plugin.exists():
             with self._step("Install the CNI executables"):
-                install_executables(self.cni.plugin.parent)
+                write_executables(self.cni.plugin.parent)
         bridge = self.layout.bridge_namespace
         if not network.exists(bridge):
             with self._step(f"Build the bridge (namespace {bridge})"):

@@ -10,6 +10,7 @@ import click
 from cymric.cli import cni_files
 from cymric.cli.cni_files import Places, Wanted
 from cymric.cli.session import Session
+from cymric.runtime.cni_executables import SYSTEM_PYTHON
 
 _PATH = click.Path(path_type=Path, file_okay=False)
 
@@ -39,9 +40,14 @@ def group() -> None:
 @click.option(
     "--python",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=str(cni_files.SYSTEM_PYTHON),
+    default=str(SYSTEM_PYTHON),
     show_default=True,
     help="The Python (3.9 or newer) that runs the executables.",
+)
+@click.option(
+    "--client",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="A client compiled elsewhere (cymric cni build); else it is compiled here if it can be.",
 )
 @click.pass_obj
 def install(
@@ -50,6 +56,7 @@ def install(
     conf_dir: Path,
     conf_name: str,
     python: Path,
+    client: Path | None,
     name: str,
     socket: Path | None,
     mtu: int,
@@ -57,7 +64,9 @@ def install(
     chained: tuple[str, ...],
 ) -> None:
     """Write the executables and the configuration list, each whole or not at all."""
-    places = Places(bin_dir=bin_dir, conf_dir=conf_dir, conf_name=conf_name, python=python)
+    places = Places(
+        bin_dir=bin_dir, conf_dir=conf_dir, conf_name=conf_name, python=python, client=client
+    )
     wanted = Wanted(
         name=name,
         socket=socket or session.settings().cni_socket,
@@ -67,6 +76,13 @@ def install(
     )
     for line in cni_files.install(places, wanted):
         click.echo(line)
+
+
+@group.command("build")
+@click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
+def build(output: Path) -> None:
+    """Compile the client for machines that have no compiler; it needs nothing there."""
+    click.echo(cni_files.build(output))
 
 
 @group.command("uninstall")

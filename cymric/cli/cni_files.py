@@ -1,32 +1,35 @@
-"""The files a container runtime needs: two executables, and the list that names them.
+"""The files a container runtime needs: the executables, and the list that names them.
 
-    cni/plugin.py (text) ─▶ /opt/cni/bin/cymric-cni, cymric-cni-ipam
+    cymric.runtime.cni_executables ─▶ /opt/cni/bin/cymric-cni, cymric-cni-ipam and theirs in Python
     Wanted ─▶ conflist (pure) ─▶ /etc/cni/net.d/10-cymric.conflist
 
-The executable is a file of this distribution that is copied, not a module that is imported: it
-runs under the system's Python, and nothing of it runs here. Executables come before the list that
-makes a runtime call them, and go after it. Every file appears whole or not at all. A file that is
-not ours (by what is in it, not by its name) is neither overwritten nor removed.
+Executables come before the list that makes a runtime call them, and go after it. Every file appears
+whole or not at all. A file that is not ours (by what is in it, not by its name) is neither
+overwritten nor removed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cymric.cli.objects import ObjectError
+from cymric.runtime.cni_executables import (
+    NAMES,
+    SYSTEM_PYTHON,
+    CannotCompile,
+    compile_client,
+    executables,
+    find_compiler,
+    is_ours,
+    write_whole,
+)
 
-EXECUTABLES = ("cymric-cni", "cymric-cni-ipam")
 CONFLIST = "10-cymric.conflist"
-SYSTEM_PYTHON = Path("/usr/bin/python3")
 CNI_VERSION = "1.0.0"
-_MARK = b"cymric-cni"
-_MARK_WITHIN_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +45,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Where the files go, and the Python that runs the executables (3.9 or newer)."""
+    """Where the files go, and the Python that runs the executables (3.9 or newer).
+
+    `client` is a compiled client to use; None compiles it here if there is a compiler.
+    """
 
     bin_dir: Path
     conf_dir: Path
     conf_name: str = CONFLIST
     python: Path = SYSTEM_PYTHON
+    client: Path | None = None
 
     @property
     def conflist(self) -> Path:
@@ -56,8 +63,8 @@ class Places:
 
     @property
     def executables(self) -> tuple[Path, ...]:
-        """The executables' files."""
-        return tuple(self.bin_dir / name for name in EXECUTABLES)
+        """The executables' files, those in Python first."""
+        return tuple(self.bin_dir / name for name in (*(f"{n}.py" for n in NAMES), *NAMES))
 
 
 class NotOurs(ObjectError):
@@ -80,10 +87,27 @@ def conflist(wanted: Wanted) -> str:
 def install(places: Places, wanted: Wanted) -> tuple[str, ...]:
     """Write what is missing or different; a line for each file. Raises NotOurs, OSError."""
     _refuse_foreign(places)
-    body = f"#!{places.python} -IS\n{_plugin_text()}"
-    done = [_write(path, body, mode=0o755) for path in places.executables]
-    done.append(_write(places.conflist, conflist(wanted), mode=0o600))
+    client = _client(places)
+    files = {
+        places.bin_dir / name: content
+        for name, content in executables(client, python=places.python).items()
+    }
+    done = [_write(path, content, mode=0o755) for path, content in files.items()]
+    done += [_remove(path) for path in places.executables if path.exists() and path not in files]
+    done.append(_write(places.conflist, conflist(wanted).encode(), mode=0o600))
+    if client is None:
+        done.append(
+            "no C compiler here: the executables are Python, a call takes 10 ms more"
+        )
     return tuple(done)
+
+
+def build(output: Path) -> str:
+    """Compile the client into a file; a line about it. Raises ObjectError, OSError."""
+    compiler = find_compiler()
+    if compiler is None:
+        raise ObjectError("there is no C compiler here")
+    return _write(output, _compiled(compiler), mode=0o755)
 
 
 def uninstall(places: Places) -> tuple[str, ...]:
@@ -100,47 +124,42 @@ def _chained(kind: str) -> dict[str, Any]:
     return {"type": kind}
 
 
-def _plugin_text() -> str:
-    found = find_spec("cni.plugin")
-    if found is None or found.origin is None:
-        raise ObjectError("the CNI executable is not part of this installation")
-    return Path(found.origin).read_text()
+def _client(places: Places) -> bytes | None:
+    if places.client is not None:
+        content = places.client.read_bytes()
+        if not is_ours(content):
+            raise NotOurs(f"{places.client} is no CNI client of Cymric")
+        return content
+    compiler = find_compiler()
+    return _compiled(compiler) if compiler else None
+
+
+def _compiled(compiler: str) -> bytes:
+    try:
+        return compile_client(compiler)
+    except CannotCompile as error:
+        raise ObjectError(f"the CNI client cannot be compiled: {error}") from None
 
 
 def _refuse_foreign(places: Places) -> None:
     for path in places.executables:
-        if path.exists() and not _is_our_executable(path):
+        if path.exists() and not is_ours(path.read_bytes()):
             raise NotOurs(f"{path} is not Cymric's: move it away first")
     if places.conflist.exists() and not _is_our_list(places.conflist):
         raise NotOurs(f"{places.conflist} is not Cymric's: move it away first")
 
 
-def _is_our_executable(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(_MARK_WITHIN_BYTES)
-    return start.startswith(b"#!") and _MARK in start
-
-
 def _is_our_list(path: Path) -> bool:
     try:
         plugins: Sequence[Any] = json.loads(path.read_text())["plugins"]
-        return any(plugin["type"] == EXECUTABLES[0] for plugin in plugins)
+        return any(plugin["type"] == NAMES[0] for plugin in plugins)
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def _write(path: Path, text: str, *, mode: int) -> str:
-    if path.exists() and path.read_text() == text and path.stat().st_mode & 0o777 == mode:
-        return f"{path}: as it should be"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")  # a runtime passes over hidden files
-    try:
-        half.write_text(text)
-        half.chmod(mode)
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
-    return f"{path}: written"
+def _write(path: Path, content: bytes, *, mode: int) -> str:
+    is_new = write_whole(path, content, mode=mode)
+    return f"{path}: {'written' if is_new else 'as it should be'}"
 
 
 def _remove(path: Path) -> str:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cni.install import install_executables
 from cymric.kernel.namespace import opened, visiting
 from cymric.model.codec import encode
 from cymric.model.keys import ResourceKey
@@ -28,6 +27,7 @@ from cymric.model.resources import (
     Node,
     ObjectMeta,
 )
+from cymric.runtime.cni_executables import write_executables
 from tests.support.etcd import EtcdServer
 from tests.support.eventually import eventually_now
 
@@ -294,7 +294,7 @@ def node_with_etcd(directory: Path, **options: Any) -> Iterator[CniNode]:
         with opened(f"/run/netns/{name}") as descriptor, visiting(descriptor):
             output("ip", "link", "set", "lo", "up")
             node = CniNode(directory, EtcdServer(directory / "etcd"), **options)
-            install_executables(directory / "bin", socket=node.socket)
+            write_executables(directory / "bin", socket=node.socket)
             node.etcd.start()
             try:
                 _set_up(node)

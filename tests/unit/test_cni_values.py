@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cni import plugin
 from cni.daemon import as_cni_error
 from cni.endpoint import identify
 from cni.errors import CniError, Code
-from cni.install import install_executables
 from cni.journal import Entry, Journal
 from cni.request import Call, Request, parse
 from cymric.datastore.api import NoSpace, OutcomeUnknown, Unavailable
@@ -42,56 +38,6 @@ def call(
     made = parse(Request(False, variables, json.dumps({**CONFIG, **(config or {})}).encode()))
     assert isinstance(made, Call)
     return made
-
-
-def test_executable_imports_next_to_nothing(tmp_path: Path) -> None:
-    """The executable loads no module beyond what Python starts with, until it asks cnid."""
-    executable, _ = install_executables(tmp_path, Path(sys.executable))
-    bare = _modules("pass", tmp_path)
-    body = executable.read_text().partition("\n")[2].replace('__name__ == "__main__"', "False")
-    assert _modules(body, tmp_path) == bare
-
-
-def _modules(body: str, directory: Path) -> set[str]:
-    script = directory / "script.py"
-    script.write_text(f"{body}\nimport sys\nprint(' '.join(sys.modules))\n")
-    done = subprocess.run(
-        [sys.executable, "-IS", script], capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.split())
-
-
-def test_installed_executables(tmp_path: Path) -> None:
-    """Both executables run by the Python and ask at the socket they were installed for."""
-    paths = install_executables(tmp_path, Path(sys.executable), socket=Path("/tmp/no-such.sock"))
-    assert [path.name for path in paths] == ["cymric-cni", "cymric-cni-ipam"]
-    for path in paths:
-        assert path.stat().st_mode & 0o777 == 0o755
-        done = subprocess.run(
-            [path],
-            env={"CNI_COMMAND": "ADD"},
-            input=json.dumps({"cniVersion": "0.4.0"}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        error = json.loads(done.stdout)
-        assert (done.returncode, error["code"], error["cniVersion"]) == (1, 11, "0.4.0")
-        assert "/tmp/no-such.sock" in error["msg"]
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
-
-
-@pytest.mark.parametrize(
-    ("config", "path"),
-    [
-        pytest.param({"socket": "/a"}, "/a", id="at the top"),
-        pytest.param({"ipam": {"socket": "/b"}}, "/b", id="in ipam"),
-        pytest.param({"ipam": []}, plugin.DEFAULT_SOCKET, id="nowhere"),
-    ],
-)
-def test_socket_named_by_the_configuration(config: dict[str, Any], path: str) -> None:
-    """The network configuration may say where cnid listens."""
-    assert plugin.socket_path(json.dumps(config).encode()) == path
 
 
 @pytest.mark.parametrize(
