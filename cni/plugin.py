@@ -60,7 +60,8 @@ def main() -> int:
     try:
         status, _, output = ask(path, request).partition(b"\n")
         words = status.split()
-        if words[:2] != [b"cymric-cni", b"%d" % PROTOCOL] or not b"".join(words[2:]).isdigit():
+        is_answer = len(words) == 3 and words[:2] == [b"cymric-cni", b"%d" % PROTOCOL]
+        if not (is_answer and words[2].isdigit()):
             raise OSError("the answer is not of this protocol's version")
     except OSError as error:
         return fail(config, unavailable, "cnid does not answer at " + path, str(error))
