@@ -3,7 +3,7 @@
     etcd ─▶ Syncer ─▶ Router.on_updates ─┐ kick
     relay ◀▶ ExaBGPSpeaker ─▶ on_event ──┴─▶ Router.work ─┬─▶ Speaker.advertise, expect_sessions
                                                           └─▶ Fib.kick ─▶ Routes.apply ─▶ kernel
-    bgpd.sock ─▶ Questions (status, routes, why)
+    bgpd.sock, bird.ctl ─▶ Questions (status, routes, why; BIRD's rows)
 
 Every loop is level-triggered: a kick says that something changed, the woken reads the latest state.
 The speaker is listened to only after the datastore was seen whole; ExaBGP and its relay go on by
@@ -16,9 +16,11 @@ import asyncio
 
 import structlog
 
+from bgpd.bird_socket import serve_bird
 from bgpd.exabgp import ExaBGPSpeaker
 from bgpd.fib import Fib
 from bgpd.router import Router
+from bgpd.session_log import SessionLog
 from bgpd.speaker import Speaker
 from bgpd.status import Questions, serve_questions
 from bgpd.view import prefixes
@@ -56,7 +58,8 @@ async def run(
     in_sync = asyncio.Event()
     router = Router(settings.node_name, speaker, on_routes_changed=lambda: fib.kick())
     fib = Fib(routes, router.wanted_in_kernel, on_applied=lambda: health.set_ready(KERNEL))
-    questions = Questions(router, speaker, fib)
+    sessions = SessionLog()
+    questions = Questions(router, speaker, fib, sessions)
 
     def on_in_sync() -> None:
         health.set_ready(IN_SYNC)
@@ -67,6 +70,7 @@ async def run(
     async def listen() -> None:
         await in_sync.wait()
         async for event in speaker.events():
+            sessions.note(event)
             router.on_event(event)
 
     async def speak() -> None:
@@ -83,6 +87,10 @@ async def run(
         tasks.create_task(questions.measure(), name="measure")
         answering = serve_questions(settings.bgpd_socket, questions.answer)
         tasks.create_task(answering, name="questions")
+        if (directory := settings.bird_directory) is not None:
+            names = settings.bears_calico_names
+            bird = serve_bird(directory, questions.bird_rows, questions.bird, bears_names=names)
+            tasks.create_task(bird, name="bird's sockets")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ The socket is readable by its owner only, as is everything in the run directory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -18,10 +19,13 @@ import msgspec
 import structlog
 from prometheus_client import Gauge
 
+from bgpd.bird_rows import rows
+from bgpd.bird_socket import Daemon, Row
 from bgpd.decision import Path, lost_at
 from bgpd.fib import Fib
 from bgpd.rib import AdjRibIn
 from bgpd.router import Router
+from bgpd.session_log import SessionLog
 from bgpd.speaker import PeerStatus, SessionState, Speaker
 from cymric.model.net import Network, parse_network
 
@@ -42,10 +46,34 @@ UNCONFIRMED = Gauge("cymric_bgp_unconfirmed_prefixes", "Not yet sent to a peer."
 class Questions:
     """Answers from the running router, speaker and FIB."""
 
-    def __init__(self, router: Router, speaker: Speaker, fib: Fib) -> None:
+    def __init__(
+        self,
+        router: Router,
+        speaker: Speaker,
+        fib: Fib,
+        sessions: SessionLog,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._router = router
         self._speaker = speaker
         self._fib = fib
+        self._sessions = sessions
+        self._started_s = clock()
+
+    def bird_rows(self, family: int) -> Sequence[Row]:
+        """What BIRD of that family would list."""
+        sessions = self._router.sessions.items()
+        told = ((session, self._sessions.of(address)) for address, session in sessions)
+        return rows(family, told, started_s=self._started_s)
+
+    def bird(self) -> Daemon:
+        """What BIRD would say of itself."""
+        router_ids = {str(session.router_id) for session in self._router.sessions.values()}
+        return Daemon(
+            router_id=min(router_ids, default="0.0.0.0"),
+            started_s=self._started_s,
+            configured_s=self._started_s,
+        )
 
     def answer(self, question: str) -> Mapping[str, Any]:
         """The answer to one line; a question that is not understood is answered with `error`."""

@@ -17,6 +17,8 @@ from typing import Any
 
 DEFAULT_FILE = Path("/etc/cymric/cymric.toml")
 PREFIX = "CYMRIC_"
+RUN_DIR = Path("/run/cymric")
+CALICO_RUN_DIR = Path("/var/run/calico")
 
 _CALICOCTL_NAMES = {
     "etcd_endpoints": "ETCD_ENDPOINTS",
@@ -38,7 +40,7 @@ class Settings:
 
     `run_dir` holds sockets and rendered files and may vanish at a reboot; `state_dir` must not.
     Ports of 0 switch the HTTP server off. `policy_setup_timeout_s` 0 means that CNI ADD does not
-    wait for felix.
+    wait for felix. `bird_socket_dir` is where bgpd serves BIRD's control sockets, `none` nowhere.
     """
 
     node_name: str = ""
@@ -48,10 +50,11 @@ class Settings:
     etcd_key_file: str = ""
     etcd_username: str = ""
     etcd_password: str = ""
-    run_dir: Path = Path("/run/cymric")
+    run_dir: Path = RUN_DIR
     state_dir: Path = Path("/var/lib/cymric")
     endpoint_status_dir: Path = Path("/var/run/calico/endpoint-status")
     policy_setup_timeout_s: float = 5.0
+    bird_socket_dir: str = ""
     log_level: str = "info"
     log_format: str = "auto"
     http_host: str = "127.0.0.1"
@@ -88,6 +91,21 @@ class Settings:
     def exabgp_config(self) -> Path:
         """The file confd renders and ExaBGP reads."""
         return self.run_dir / "exabgp.conf"
+
+    @property
+    def bird_directory(self) -> Path | None:
+        """Where BIRD's control sockets are served: as set, else Calico's own directory, where
+        calicoctl looks. A run directory of its own marks one node of several on a machine; then
+        the sockets are in there. None: not served.
+        """
+        if self.bird_socket_dir:
+            return None if self.bird_socket_dir == "none" else Path(self.bird_socket_dir)
+        return CALICO_RUN_DIR if self.run_dir == RUN_DIR else self.run_dir
+
+    @property
+    def bears_calico_names(self) -> bool:
+        """Whether this machine is one node, where calicoctl looks for Calico's processes."""
+        return self.bird_directory == CALICO_RUN_DIR
 
     def http_ports(self, daemon: str) -> tuple[int, ...]:
         """The ports on which `daemon` serves metrics and health, 0 left out."""

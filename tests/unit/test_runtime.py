@@ -10,12 +10,13 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cymric.runtime.health import STALE_AFTER_S, Health
 from cymric.runtime.pacing import Backoff, Kick
-from cymric.runtime.settings import BadSettings, load
+from cymric.runtime.settings import BadSettings, Settings, load
 from tests.support.etcd import free_port
 
 
@@ -42,6 +43,29 @@ def test_environment_wins_over_file_and_default(tmp_path: Path) -> None:
     assert settings.policy_setup_timeout_s == 2.5
     assert settings.http_ports("felix") == (9091,)
     assert settings.node_name == socket.gethostname().lower()
+
+
+@pytest.mark.parametrize(
+    ("values", "directory", "bears_names"),
+    [
+        ({}, "/var/run/calico", True),
+        ({"run_dir": Path("/run/lab/node1")}, "/run/lab/node1", False),
+        ({"bird_socket_dir": "none"}, None, False),
+        ({"bird_socket_dir": "/run/bird"}, "/run/bird", False),
+        (
+            {"run_dir": Path("/run/lab"), "bird_socket_dir": "/var/run/calico"},
+            "/var/run/calico",
+            True,
+        ),
+    ],
+)
+def test_where_birds_sockets_are(
+    values: dict[str, Any], directory: str | None, bears_names: bool
+) -> None:
+    """Where calicoctl looks, unless this is one node of several on a machine; or as set."""
+    settings = Settings(node_name="us", **values)
+    assert settings.bird_directory == (None if directory is None else Path(directory))
+    assert settings.bears_calico_names is bears_names
 
 
 @pytest.mark.parametrize(
