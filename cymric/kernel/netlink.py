@@ -12,6 +12,7 @@ this file knows.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -51,6 +52,9 @@ _SOL_NETLINK, _NETLINK_EXT_ACK = 270, 11
 _ANSWER_TIMEOUT = struct.pack("@ll", 2, 0)
 """Seconds and microseconds to wait for the kernel."""
 _MOST_BYTES = 65536
+_SO_RCVBUFFORCE = 33
+_EVENT_BUFFER_BYTES = 4 << 20
+"""What the kernel keeps of events while this process is busy: a thousand pods' worth."""
 _DOOMED = 0x63796D72
 """The group of links about to be removed: a number nobody else uses, and nothing stays in it."""
 
@@ -196,8 +200,15 @@ class Netlink:
     async def watch(self) -> LinkChanges:
         """Every change of links from now on; list after this returns, and nothing is missed."""
         # A socket of its own: answers to requests never wait behind a burst of events.
-        events = _open_socket(self._namespace)
-        await events.bind(groups=_RTMGRP_LINK)
+        with visiting(self._namespace) if self._namespace is not None else nullcontext():
+            events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        try:
+            events.setblocking(False)
+            events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENT_BUFFER_BYTES)
+            events.bind((0, _RTMGRP_LINK))
+        except BaseException:
+            events.close()
+            raise
         return _Changes(events)
 
 
@@ -266,18 +277,26 @@ def _refusal(what: str, flags: int, payload: bytes) -> KernelError | None:
 
 
 class _Changes:
-    """Link events of one socket."""
+    """Link events of one socket. A pod is half a dozen of them, so they are decoded by hand."""
 
-    def __init__(self, events: Any) -> None:
+    def __init__(self, events: socket.socket) -> None:
         self._events = events
 
     async def __aiter__(self) -> AsyncIterator[LinkChange]:
+        loop = asyncio.get_running_loop()
         try:
             while True:
-                async for message in self._events.get():
-                    change = _change(message)
-                    if change is not None:
-                        yield change
+                data = await loop.sock_recv(self._events, _MOST_BYTES)
+                for kind, _, _, payload in messages(data):
+                    if kind not in (packed.Kind.NEWLINK, packed.Kind.DELLINK):
+                        continue
+                    # A bridge reports its ports' own changes in the AF_BRIDGE family; those are no
+                    # link changes.
+                    if payload[0] != socket.AF_UNSPEC:
+                        continue
+                    link = packed.parse_link(payload)
+                    is_gone = kind == packed.Kind.DELLINK
+                    yield LinkChange(link.index, link.name, None if is_gone else link)
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 raise EventsLost("the kernel dropped link events") from error
@@ -325,17 +344,6 @@ def _link(message: Any) -> Link:
         is_up=bool(flags & _IFF_UP),
         is_running=bool(flags & _IFF_UP and flags & _IFF_LOWER_UP),
     )
-
-
-def _change(message: Any) -> LinkChange | None:
-    if message["event"] not in ("RTM_NEWLINK", "RTM_DELLINK"):
-        return None
-    # A bridge reports its ports' own changes in the AF_BRIDGE family; those are no link changes.
-    if message["family"] != socket.AF_UNSPEC:
-        return None
-    link = _link(message)
-    gone = message["event"] == "RTM_DELLINK"
-    return LinkChange(link.index, link.name, None if gone else link)
 
 
 def _route(message: Any) -> LinkRoute:
