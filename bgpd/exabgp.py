@@ -21,30 +21,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
-import msgspec
 import structlog
 
-from bgpd import exabgp_commands
+from bgpd import exabgp_commands, exabgp_orders
 from bgpd import exabgp_events as lines
+from bgpd.exabgp_answers import Established, common, established
 from bgpd.exabgp_link import Link, LinkLost
-from bgpd.exabgp_peer import AdjRibOut, Changes
 from bgpd.exabgp_reload import Reloader
+from bgpd.exabgp_session import PeerSession
 from bgpd.speaker import (
-    IPV4_UNICAST,
     Announcement,
     EndOfRIB,
     NotificationReceived,
-    PeerStatus,
+    PeerProof,
     RefreshBegin,
     RefreshEnd,
     RoutesReceived,
     SessionDown,
     SessionRejected,
-    SessionState,
     SessionUp,
     SpeakerConnected,
     SpeakerEvent,
@@ -52,30 +49,14 @@ from bgpd.speaker import (
     SpeakerStatus,
 )
 from cymric.model.peering import Session
-from cymric.runtime.pacing import Backoff, Kick
+from cymric.runtime.pacing import Backoff
 
 GRACE_S = 3.0
 EVENT_QUEUE = 10_000
 VERIFY_EVERY_S = 30.0
 STALLED_S = 60.0
-FENCE_AFTER_S = 15.0
-"""How long a change may be in flight before End-of-RIB is sent behind it to settle it."""
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class _Peer:
-    """What is known of one peer, also while its session is down."""
-
-    rib: AdjRibOut = field(default_factory=AdjRibOut)
-    kick: Kick = field(default_factory=Kick)
-    up: SessionUp | None = None
-    opened: lines.Open | None = None
-    since_s: float = 0.0
-    reason: str = ""
-    refresh_wanted: bool = False
-    task: asyncio.Task[None] | None = None
 
 
 class ExaBGPSpeaker:
@@ -91,7 +72,7 @@ class ExaBGPSpeaker:
         self._socket_path = socket_path
         self._configuration = configuration
         self._clock = clock
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, PeerSession] = {}
         self._events: asyncio.Queue[SpeakerEvent] = asyncio.Queue(EVENT_QUEUE)
         self._generation = ""
         self._is_connected = False
@@ -140,8 +121,17 @@ class ExaBGPSpeaker:
             connected=self._is_connected,
             generation=self._generation,
             configuration=self._configuration_status(),
-            peers={peer: self._peer_status(peer) for peer in sorted(self._shown())},
+            peers={
+                peer: self._peers.get(peer, PeerSession(peer)).status(
+                    now_s=_now_s(), is_connected=self._is_connected
+                )
+                for peer in sorted(self._shown())
+            },
         )
+
+    def proof(self) -> Mapping[str, PeerProof]:
+        """See `Speaker`."""
+        return {name: peer.proof() for name, peer in sorted(self._peers.items())}
 
     def _shown(self) -> set[str]:
         """Peers worth showing: expected or up; without expectations, all ever heard of."""
@@ -212,7 +202,7 @@ class ExaBGPSpeaker:
         """A relay that ExaBGP started anew remembers no session; ExaBGP itself does."""
         if not names:
             return
-        up = _established((await link.ask("show neighbor json")).lines)
+        up = established((await link.ask("show neighbor json")).lines)
         for name in sorted(names):
             if self._peer(name).up is None:
                 continue  # it went down, and came up perhaps, since
@@ -243,7 +233,7 @@ class ExaBGPSpeaker:
         while True:
             async with asyncio.timeout(STALLED_S):
                 reply = await link.ask("show neighbor json")
-            up = _established(reply.lines)
+            up = established(reply.lines)
             differing = up.keys() ^ {n for n, peer in self._peers.items() if peer.up is not None}
             for name in sorted(differing & suspects):
                 if name in up:
@@ -258,7 +248,7 @@ class ExaBGPSpeaker:
     async def _on_line(self, line: lines.Line) -> None:
         match line:
             case lines.Update(sent=True):
-                self._on_sent(line)
+                self._peer(line.peer).on_sent(line)
             case lines.Update():
                 await self._say(RoutesReceived(line.peer, line.announced, line.withdrawn))
             case lines.EndOfRIBLine(sent=True):
@@ -287,10 +277,14 @@ class ExaBGPSpeaker:
                 assert_never(line)
 
     async def _on_state(self, state: lines.State) -> None:
+        peer = self._peer(state.peer)
         if state.state == "up":
+            peer.is_ending = False
             await self._session_up(state.peer, state.asn, resumed=False)
         elif state.state == "down":
-            if self._peer(state.peer).up is not None:
+            if peer.is_ending or peer.held_until_s > _now_s():
+                peer.is_ending = False  # told already, with the true reason
+            elif peer.up is not None:
                 await self._session_down(state.peer, state.reason)
             else:
                 self._note(state.peer, state.reason)
@@ -305,27 +299,21 @@ class ExaBGPSpeaker:
             NotificationReceived(line.peer, line.code, line.subcode, line.data, line.sent)
         )
 
-    def _on_sent(self, update: lines.Update) -> None:
-        peer = self._peer(update.peer)
-        may_go_on = False
-        for prefix in update.withdrawn:
-            may_go_on |= peer.rib.sent(prefix, None)
-        for route in update.announced:
-            may_go_on |= peer.rib.sent(route.prefix, route)
-        if may_go_on or peer.rib.is_fence_due:
-            peer.kick()
-
     async def _session_up(
-        self, name: str, asn: int, *, resumed: bool, seen: _Established | None = None
+        self, name: str, asn: int, *, resumed: bool, seen: Established | None = None
     ) -> None:
         peer = self._peer(name)
+        held_for_s = peer.held_until_s - _now_s()
+        if held_for_s > 0:  # it was quicker than the order to stay down, or ExaBGP is a new one
+            self._order(exabgp_orders.hold(name, held_for_s))
+            return
         if peer.up is not None and not resumed:
             await self._session_down(name, "came up again")
         opened = peer.opened
         peer.up = SessionUp(
             peer=name,
             asn=asn,
-            families=_common(opened, seen),
+            families=common(name, opened, seen),
             restart_time_s=opened.restart_time_s if opened else None,
             forwarding_families=opened.forwarding_families if opened else frozenset(),
             peer_restarting=opened.restarting if opened else False,
@@ -339,71 +327,49 @@ class ExaBGPSpeaker:
         assert self._tasks is not None
         if peer.task is not None:
             peer.task.cancel()
-        peer.task = self._tasks.create_task(self._serve_peer(name, peer), name=f"peer {name}")
+        assert self._link is not None
+        serving = peer.serve(self._link, self._running)
+        peer.task = self._tasks.create_task(serving, name=f"peer {name}")
         log.info("session up", peer=name, asn=asn, resumed=resumed)
         await self._say(peer.up)
 
-    async def _session_down(self, name: str, reason: str) -> None:
+    async def _session_down(self, name: str, reason: str, *, drop_paths: bool = False) -> None:
         peer = self._peer(name)
-        peer.up, peer.opened, peer.since_s, peer.reason = None, None, self._clock(), reason
-        peer.rib.stop()
-        if peer.task is not None:
-            peer.task.cancel()
-            peer.task = None
+        peer.end()
+        self._note(name, reason)
         log.info("session down", peer=name, reason=reason)
-        await self._say(SessionDown(name, reason))
+        await self._say(SessionDown(name, reason, drop_paths))
+
+    # --- sessions that we end ------------------------------------------------------------------
+
+    def hold_session(self, peer: str, reason: str, retry_after_s: float) -> None:
+        """See `Speaker`."""
+        known = self._peer(peer)
+        known.held_until_s = _now_s() + retry_after_s
+        self._order(exabgp_orders.hold(peer, retry_after_s))
+        if retry_after_s > 0:
+            self._end_session(known, reason)
+
+    def session_lost(self, peer: str, reason: str) -> None:
+        """See `Speaker`."""
+        self._order(exabgp_orders.cut(peer))
+        self._end_session(self._peer(peer), reason)
+
+    def _order(self, command: str) -> None:
+        if self._link is not None:
+            self._link.tell(command)
+
+    def _end_session(self, peer: PeerSession, reason: str) -> None:
+        """Count it as down now; should ExaBGP not obey, `_verify` finds that it is still up."""
+        if peer.up is None or self._tasks is None:
+            self._note(peer.name, reason)
+            return
+        peer.end()
+        peer.is_ending = True
+        self._tasks.create_task(self._session_down(peer.name, reason, drop_paths=True))
 
     async def _say(self, event: SpeakerEvent) -> None:
         await self._events.put(event)
-
-    # --- one session ---------------------------------------------------------------------------
-
-    async def _serve_peer(self, name: str, peer: _Peer) -> None:
-        """Make the session's Adj-RIB-Out what is wanted, for as long as the session is up."""
-        link = self._link
-        assert link is not None
-        await self._running.wait()
-        reply = await link.ask(f"show adj-rib out {name}")
-        peer.rib.learn(_held_prefixes(name, reply.lines))
-        while True:
-            await self._running.wait()
-            if peer.refresh_wanted:
-                peer.refresh_wanted = False
-                await self._refresh(link, name, peer)
-            if changes := peer.rib.take():
-                await self._command(link, name, peer, changes)
-            elif peer.rib.is_fence_due or not await self._woken(peer):
-                await self._fence(link, name, peer)
-
-    async def _woken(self, peer: _Peer) -> bool:
-        """Wait for something to do; False if changes are in flight for suspiciously long."""
-        is_waiting = bool(peer.rib.in_flight) and not peer.rib.is_fenced
-        return await peer.kick.wait(FENCE_AFTER_S if is_waiting else None)
-
-    async def _command(self, link: Link, name: str, peer: _Peer, changes: Changes) -> None:
-        async def one(command: str, prefixes: tuple[str, ...]) -> None:
-            reply = await link.ask(command)
-            if not reply.ok and peer.up is not None:
-                peer.rib.unsettle(prefixes)
-                await asyncio.sleep(1.0)  # what was refused once is not repeated at full speed
-                peer.kick()
-
-        async with asyncio.TaskGroup() as commands:
-            for command, prefixes in exabgp_commands.withdraw(name, changes.withdraw):
-                commands.create_task(one(command, prefixes))
-            for command, prefixes in exabgp_commands.announce(name, changes.announce):
-                commands.create_task(one(command, prefixes))
-
-    async def _fence(self, link: Link, name: str, peer: _Peer) -> None:
-        for family in sorted(peer.rib.fence()):
-            await link.ask(exabgp_commands.end_of_rib(name, family))
-
-    async def _refresh(self, link: Link, name: str, peer: _Peer) -> None:
-        if peer.up is None or not peer.up.route_refresh:
-            log.info("peer cannot refresh its routes", peer=name)
-            return
-        for family in sorted(peer.up.families):
-            await link.ask(exabgp_commands.route_refresh(name, family))
 
     # --- what the reloader needs ---------------------------------------------------------------
 
@@ -434,26 +400,14 @@ class ExaBGPSpeaker:
 
     # --- helpers -------------------------------------------------------------------------------
 
-    def _peer(self, name: str) -> _Peer:
-        return self._peers.setdefault(name, _Peer())
+    def _peer(self, name: str) -> PeerSession:
+        if name not in self._peers:
+            self._peers[name] = PeerSession(name)
+        return self._peers[name]
 
     def _note(self, name: str, reason: str) -> None:
         peer = self._peer(name)
         peer.since_s, peer.reason = self._clock(), reason
-
-    def _peer_status(self, name: str) -> PeerStatus:
-        peer = self._peers.get(name, _Peer())
-        state = SessionState.UP if peer.up is not None else SessionState.DOWN
-        return PeerStatus(
-            peer=name,
-            state=state if self._is_connected else SessionState.UNKNOWN,
-            since_s=peer.since_s,
-            reason=peer.reason,
-            wanted=len(peer.rib.wanted or {}),
-            commanded=len(peer.rib.held),
-            confirmed=len(peer.rib.held.keys() - set(peer.rib.in_flight)),
-            end_of_rib_sent=peer.rib.end_of_rib_sent,
-        )
 
     def _configuration_status(self) -> str:
         if self._reloader is None:
@@ -464,41 +418,5 @@ class ExaBGPSpeaker:
         return str(self._reloader.status)
 
 
-@dataclass(frozen=True, slots=True)
-class _Established:
-    """A session as `show neighbor json` has it."""
-
-    asn: int
-    families: frozenset[str]
-    route_refresh: bool
-
-
-def _established(answer: Sequence[str]) -> dict[str, _Established]:
-    """Sessions that are up, by peer. Raises TimeoutError if the answer is none."""
-    try:
-        neighbors = msgspec.json.decode("".join(answer))
-        return {
-            neighbor["peer"]["address"]: _Established(
-                asn=int(neighbor["peer"]["as"]),
-                families=frozenset(neighbor["families"]),
-                route_refresh=bool(neighbor["peer"]["capabilities"].get("route-refresh")),
-            )
-            for neighbor in neighbors
-            # Not "state": that says "down" in the first second, when the duration rounds to 0.
-            if neighbor["fsm"] == "ESTABLISHED"
-        }
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
-        raise TimeoutError(f"show neighbor json was answered by {answer[:1]!r}") from error
-
-
-def _common(opened: lines.Open | None, seen: _Established | None) -> frozenset[str]:
-    """The families of a session; we offer IPv4 unicast."""
-    if opened is not None:
-        return opened.families & {IPV4_UNICAST}
-    return frozenset({IPV4_UNICAST}) if seen is None else seen.families
-
-
-def _held_prefixes(name: str, answer: Sequence[str]) -> list[str]:
-    """Prefixes in the answer to `show adj-rib out`: `<peer> <afi> <safi> <prefix> …` a line."""
-    words = (line.split() for line in answer)
-    return [parts[3] for parts in words if len(parts) > 3 and parts[0] == name]
+def _now_s() -> float:
+    return time.monotonic()

@@ -172,7 +172,7 @@ def _parse_object(event: dict[str, Any]) -> Line:
     if kind == "notification" and event.get("notification") == "shutdown":
         return Shutdown()
     neighbor = event["neighbor"]
-    peer = _address(neighbor["address"]["peer"])
+    peer = canonical_address(neighbor["address"]["peer"])
     sent = neighbor.get("direction") == "send"
     if kind == "update":
         return _update(peer, sent, neighbor["message"])
@@ -260,7 +260,7 @@ def _announced(announce: dict[str, Any], attributes: PathAttributes) -> Iterator
                 if prefix not in next_hop_by_prefix or not _is_link_local(next_hop):
                     next_hop_by_prefix[prefix] = next_hop
         for prefix, next_hop in next_hop_by_prefix.items():
-            yield Announcement(prefix, _address(next_hop), attributes)
+            yield Announcement(prefix, canonical_address(next_hop), attributes)
 
 
 def parse_attributes(said: dict[str, Any]) -> PathAttributes:
@@ -293,10 +293,11 @@ def _prefix(entry: Any) -> str:
     address, slash, length = text.partition("/")
     if not slash or not length.isdecimal():
         raise ValueError(f"{text!r} is no prefix")
-    return f"{_address(address)}/{length}"
+    return f"{canonical_address(address)}/{length}"
 
 
-def _address(text: str) -> str:
+def canonical_address(text: str) -> str:
+    """One text for each address: the one of `ipaddress`."""
     # The common case, dotted quads, is already canonical.
     return text if ":" not in text and text.count(".") == 3 else str(ip_address(text))
 

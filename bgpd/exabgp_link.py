@@ -104,6 +104,11 @@ class Link:
                 return await asked.reply
         return await asked.reply
 
+    def tell(self, command: str) -> None:
+        """Send a command that ExaBGP does not answer; it waits for no other."""
+        if not self._writer.is_closing():
+            self._writer.write(command.encode("ascii") + b"\n")
+
     @property
     def unanswered(self) -> int:
         """How many commands wait for their answer."""

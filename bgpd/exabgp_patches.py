@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bgpd import exabgp_orders
 from bgpd.speaker_file import read_header
 
 SUPPORTED_VERSION = "5.0.15"
@@ -43,8 +44,10 @@ def apply(report_refusal: Callable[[str], None], configuration: Path) -> None:
     if version != SUPPORTED_VERSION:
         raise UnsupportedSpeaker(f"exabgp {version} is installed, {SUPPORTED_VERSION} is needed")
     from exabgp.configuration.configuration import Configuration
+    from exabgp.reactor.api import API
     from exabgp.reactor.delay import Delay
     from exabgp.reactor.loop import Reactor
+    from exabgp.reactor.peer import Peer
     from exabgp.rib.outgoing import OutgoingRIB
 
     keep_latest_change(OutgoingRIB)
@@ -52,6 +55,7 @@ def apply(report_refusal: Callable[[str], None], configuration: Path) -> None:
     survive_bad_reload(Configuration, report_refusal)
     listen_as_configured(Reactor, configuration)
     retry_soon(Delay)
+    exabgp_orders.apply(API, Peer)
 
 
 def keep_latest_change(rib_class: Any) -> None:

@@ -166,6 +166,33 @@ class AdjRibOut:
         return not self._in_flight and not self._dirty and self._fenced is None
 
     @property
+    def confirmed(self) -> int:
+        """How many wanted prefixes were written to the peer as they are wanted."""
+        return sum(
+            self.held.get(prefix) == route and prefix not in self._in_flight
+            for prefix, route in self._desired().items()
+        )
+
+    @property
+    def pending(self) -> int:
+        """How many changes are commanded and not yet written, or still to be commanded."""
+        return len(self._dirty | self._in_flight.keys())
+
+    @property
+    def missing(self) -> int:
+        """How many wanted prefixes are neither confirmed nor about to be; 0 unless at fault.
+
+        While the session is down, or ExaBGP was not yet asked what it holds, nothing can be sent:
+        then everything is missing. Families that the session does not carry count too.
+        """
+        return sum(
+            self.held.get(prefix) != route
+            and prefix not in self._in_flight
+            and prefix not in self._dirty
+            for prefix, route in self._desired().items()
+        )
+
+    @property
     def in_flight(self) -> Collection[str]:
         """Prefixes whose change is commanded and not yet written."""
         return self._in_flight.keys()

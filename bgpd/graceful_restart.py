@@ -120,7 +120,7 @@ class Restarts:
         """A session that was up is not any more."""
         peer = self._peers.setdefault(event.peer, _Peer())
         was_stale, peer.is_up = peer.waiting is not Waiting.NOTHING, False
-        if peer.restart_time_s is None:
+        if peer.restart_time_s is None or event.drop_paths:
             peer.waiting = Waiting.NOTHING
             return (Action.DROP,)
         peer.wait_for(Waiting.SESSION, until_s=now_s + peer.restart_time_s, now_s=now_s)

@@ -36,6 +36,8 @@ COMMAND_BACKLOG_BYTES = 256 * 1024
 COMMAND_LINE_BYTES = 1024 * 1024
 EVENT_PIPE_BYTES = 1024 * 1024
 STALE_ANSWER_S = 10.0
+UNANSWERED_COMMAND = b"cymric "
+"""How commands of our own begin (exabgp_orders.py); ExaBGP does not answer them."""
 HEADER_BYTES = 400
 """A little more than the fixed part of an event that comes before its content."""
 
@@ -236,7 +238,9 @@ class Relay:
         whole, newline, rest = client.unfinished_line.rpartition(b"\n")
         if newline:
             self.unwritten_commands += whole + newline
-            self.unanswered += whole.count(b"\n") + 1
+            self.unanswered += sum(
+                not line.startswith(UNANSWERED_COMMAND) for line in whole.split(b"\n")
+            )
             client.unfinished_line = bytearray(rest)
 
     def write_commands(self) -> bool:

@@ -156,10 +156,15 @@ class SessionUp:
 
 @dataclass(frozen=True, slots=True)
 class SessionDown:
-    """A session that was up is not any more."""
+    """A session that was up is not any more.
+
+    `drop_paths`: the way to the peer is known to be broken (`session_lost`), or the peer is not to
+    be believed (`hold_session`); graceful restart does not keep its paths (RFC 5882 §4.3.2).
+    """
 
     peer: str
     reason: str
+    drop_paths: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,21 +241,45 @@ class SessionState(StrEnum):
 
     UP = "up"
     DOWN = "down"
+    HELD = "held down"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatus:
-    """One session as `cymric node status` shows it. `since_s` is Unix time, seconds."""
+    """One session as `cymric node status` shows it. `since_s` is Unix time, seconds.
+
+    `retry_in_s`: how much longer a held session stays down.
+    """
 
     peer: str
     state: SessionState
     since_s: float
     reason: str = ""
+    retry_in_s: float | None = None
     wanted: int = 0
     commanded: int = 0
     confirmed: int = 0
     end_of_rib_sent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerProof:
+    """How far what a peer was sent is what it should have, in prefixes.
+
+    `desired`: wanted now. `confirmed`: of those, written to the peer as wanted. `pending`: changes
+    commanded, or about to be. `missing`: wanted, neither confirmed nor pending; more than 0 for
+    longer than a moment is a fault. `repaired`: differences found by comparing with what the
+    speaker itself holds, since this process started. `checked_s`: Unix time of the last such
+    comparison, 0 if none.
+    """
+
+    desired: int = 0
+    confirmed: int = 0
+    pending: int = 0
+    missing: int = 0
+    repaired: int = 0
+    checked_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +317,25 @@ class Speaker(Protocol):
         """Have exactly these sessions configured: reload when the configuration holds them."""
         ...
 
+    def hold_session(self, peer: str, reason: str, retry_after_s: float) -> None:
+        """End the session with Cease, maximum number of prefixes, and keep it down for so long.
+
+        `SessionDown(drop_paths=True)` follows if it was up. The newest call counts; 0 s lets the
+        session come up again now. A session that is down is kept down likewise.
+        """
+        ...
+
+    def session_lost(self, peer: str, reason: str) -> None:
+        """The way to the peer is broken (BFD): end the session at once, waiting for nothing.
+
+        `SessionDown(drop_paths=True)` follows if it was up. It may come up again when it can.
+        """
+        ...
+
+    def proof(self) -> Mapping[str, PeerProof]:
+        """What was confirmed of what is wanted, for each peer that was ever heard of."""
+        ...
+
     def status(self) -> SpeakerStatus:
         """A snapshot for people."""
         ...
@@ -305,6 +353,8 @@ class FakeSpeaker:
         self.refreshes: list[str] = []
         self.sessions: tuple[Session, ...] = ()
         self.up: dict[str, SessionUp] = {}
+        self.held: dict[str, tuple[str, float]] = {}
+        self.lost: list[tuple[str, str]] = []
         self.generation = ""
         self._events: asyncio.Queue[SpeakerEvent] = asyncio.Queue()
 
@@ -317,6 +367,8 @@ class FakeSpeaker:
                 self.generation = ""
                 self.up.clear()
             case SessionUp():
+                if event.peer in self.held:
+                    raise ValueError(f"the session with {event.peer} is held down")
                 self.up[event.peer] = event
             case SessionDown():
                 self.up.pop(event.peer, None)
@@ -352,6 +404,34 @@ class FakeSpeaker:
         """See `Speaker`."""
         self.sessions = tuple(sessions)
 
+    def hold_session(self, peer: str, reason: str, retry_after_s: float) -> None:
+        """See `Speaker`. A test ends the hold by asking for 0 s."""
+        if retry_after_s <= 0:
+            self.held.pop(peer, None)
+            return
+        self.held[peer] = (reason, retry_after_s)
+        self._end(peer, reason)
+
+    def session_lost(self, peer: str, reason: str) -> None:
+        """See `Speaker`."""
+        self.lost.append((peer, reason))
+        self._end(peer, reason)
+
+    def _end(self, peer: str, reason: str) -> None:
+        if peer in self.up:
+            self.say(SessionDown(peer, reason, drop_paths=True))
+
+    def proof(self) -> Mapping[str, PeerProof]:
+        """See `Speaker`: a session that is up has everything."""
+        return {
+            peer: PeerProof(
+                desired=len(self.advertised.get(peer, {})),
+                confirmed=len(self.heard(peer)),
+                pending=len(self.advertised.get(peer, {})) - len(self.heard(peer)),
+            )
+            for peer in sorted(self.up.keys() | self.advertised.keys())
+        }
+
     def status(self) -> SpeakerStatus:
         """See `Speaker`."""
         return SpeakerStatus(
@@ -360,15 +440,22 @@ class FakeSpeaker:
             peers={
                 peer: PeerStatus(
                     peer=peer,
-                    state=SessionState.UP if peer in self.up else SessionState.DOWN,
+                    state=self._state(peer),
                     since_s=0.0,
+                    reason=self.held.get(peer, ("", 0.0))[0],
+                    retry_in_s=self.held[peer][1] if peer in self.held else None,
                     wanted=len(self.advertised.get(peer, {})),
                     commanded=len(self.heard(peer)),
                     confirmed=len(self.heard(peer)),
                 )
-                for peer in sorted(self.up.keys() | self.advertised.keys())
+                for peer in sorted(self.up.keys() | self.advertised.keys() | self.held.keys())
             },
         )
+
+    def _state(self, peer: str) -> SessionState:
+        if peer in self.up:
+            return SessionState.UP
+        return SessionState.HELD if peer in self.held else SessionState.DOWN
 
     async def run(self) -> None:
         """See `Speaker`: nothing to keep, so it waits to be cancelled."""

@@ -143,6 +143,11 @@ class SpeakerLab:
                     f"net.ipv4.{which}=4096 4608 8192",
                 )  # fmt: skip
 
+    def connections_to(self, address: str) -> list[str]:
+        """Established TCP connections of ours with that address, as `ss` lists them."""
+        listing = run(*self._in("us"), "ss", "-Htn", "state", "established", "dst", address)
+        return listing.splitlines()
+
     def lose_packets_to(self, address: str) -> None:
         """Packets to `address` leave and never arrive, as behind a dead link."""
         run(

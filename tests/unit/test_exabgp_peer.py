@@ -253,3 +253,20 @@ class Session(RuleBasedStateMachine):
 
 TestSession = Session.TestCase
 TestSession.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+def test_what_is_wanted_is_confirmed_or_pending() -> None:
+    """Each wanted prefix is counted where it is on its way; missing ones have no way at all."""
+    rib = AdjRibOut()
+    rib.want({A: route(A), B: route(B)})
+    assert (rib.confirmed, rib.pending, rib.missing) == (0, 0, 2), "no session"
+    rib.start(FAMILIES)
+    rib.learn([])
+    assert (rib.confirmed, rib.pending, rib.missing) == (0, 2, 0)
+    rib.take(limit=1)
+    assert (rib.confirmed, rib.pending, rib.missing) == (0, 2, 0)
+    rib.sent(A, route(A))
+    assert (rib.confirmed, rib.pending, rib.missing) == (1, 1, 0)
+    rib.take()
+    rib.sent(B, route(B))
+    assert (rib.confirmed, rib.pending, rib.missing) == (2, 0, 0)
