@@ -153,7 +153,8 @@ class Writer:
         text = render_exabgp(
             SpeakerInputs(
                 node=node,
-                sessions=peering.sessions,
+                # Passwords come with the next change; no session without the one asked for.
+                sessions=[each for each in peering.sessions if each.password is None],
                 listen_address=LISTEN_ADDRESS,
                 listen_port=inputs.listen_port(node),
                 relay_command=relay_command(self._settings.speaker_socket),

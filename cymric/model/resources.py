@@ -88,11 +88,19 @@ class NodeBGPSpec(Spec, frozen=True, kw_only=True):
             raise ValueError(f"ipv4Address {self.ipv4_address!r} is not IPv4")
         if self.ipv6_address and parse_interface(self.ipv6_address).version != 6:
             raise ValueError(f"ipv6Address {self.ipv6_address!r} is not IPv6")
+        cluster_id = self.route_reflector_cluster_id
+        if cluster_id and parse_address(cluster_id).version != 4:
+            raise ValueError(f"routeReflectorClusterID {cluster_id!r} is not like an IPv4 address")
 
     @property
     def ipv4_interface(self) -> Interface | None:
         """The IPv4 address with its network; None if the node has none."""
         return parse_interface(self.ipv4_address) if self.ipv4_address else None
+
+    @property
+    def ipv6_interface(self) -> Interface | None:
+        """The IPv6 address with its network; None if the node has none."""
+        return parse_interface(self.ipv6_address) if self.ipv6_address else None
 
     @property
     def asn(self) -> int | None:
@@ -239,6 +247,8 @@ class BGPPeerSpec(Spec, frozen=True, kw_only=True):
     source_address: str = ""
     max_restart_time: str = ""
     keepalive_time: str = ""
+    num_allowed_local_as_numbers: int = msgspec.field(default=0, name="numAllowedLocalASNumbers")
+    reachable_by: str = ""
     ttl_security: int | None = None
     reverse_peering: str = ""
     local_workload_selector: str = ""
@@ -254,10 +264,19 @@ class BGPPeerSpec(Spec, frozen=True, kw_only=True):
             parse_asn(self.as_number)
         if self.local_as_number is not None:
             parse_asn(self.local_as_number)
-        if self.max_restart_time:
-            duration_s(self.max_restart_time)
+        for duration in (self.max_restart_time, self.keepalive_time):
+            if duration:
+                duration_s(duration)
         if self.peer_ip:
             split_peer_address(self.peer_ip)
+        if self.reachable_by:
+            if not self.peer_ip:
+                raise ValueError("reachableBy needs peerIP")
+            peer = parse_address(split_peer_address(self.peer_ip)[0])
+            if parse_address(self.reachable_by).version != peer.version:
+                raise ValueError("reachableBy and peerIP are of two families")
+        if self.ttl_security is not None and not 0 <= self.ttl_security <= 255:
+            raise ValueError(f"ttlSecurity {self.ttl_security} is not between 0 and 255")
         for selector in (self.node_selector, self.peer_selector, self.local_workload_selector):
             parse_selector(selector)
 
@@ -265,6 +284,11 @@ class BGPPeerSpec(Spec, frozen=True, kw_only=True):
     def asn(self) -> int | None:
         """The peer's AS number; None if not given."""
         return None if self.as_number is None else parse_asn(self.as_number)
+
+    @property
+    def local_asn(self) -> int | None:
+        """The AS number to present on these sessions; None means the node's."""
+        return None if self.local_as_number is None else parse_asn(self.local_as_number)
 
 
 class BGPPeer(Resource, frozen=True, kw_only=True):
@@ -296,13 +320,17 @@ class BGPConfigurationSpec(Spec, frozen=True, kw_only=True):
         default=(), name="serviceExternalIPs"
     )
     service_cluster_ips: tuple[CIDRBlock, ...] = msgspec.field(default=(), name="serviceClusterIPs")
-    listen_port: int = DEFAULT_BGP_PORT
+    listen_port: int = 0
+    """The port to listen on; 0 means not said here."""
     node_mesh_max_restart_time: str = ""
+    node_mesh_password: dict[str, Any] | None = None
+    bind_mode: str = ""
+    ignored_interfaces: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.as_number is not None:
             parse_asn(self.as_number)
-        if not 0 < self.listen_port < 65536:
+        if not 0 <= self.listen_port < 65536:
             raise ValueError(f"listenPort {self.listen_port} is no TCP port")
         if self.node_mesh_max_restart_time:
             duration_s(self.node_mesh_max_restart_time)

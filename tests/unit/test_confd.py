@@ -350,9 +350,7 @@ async def test_refused_configuration_is_not_installed(confd: Confd) -> None:
 async def test_peer_that_cannot_be_honoured_is_named(confd: Confd) -> None:
     """A BGPPeer beyond what is supported leaves no session, and a reason in the status file."""
     await confd.node("node1", "198.19.0.2/20")
-    await confd.put(
-        "BGPPeer", "tor", {"peerIP": "198.19.15.254", "asNumber": 64512, "filters": ["f"]}
-    )
+    await confd.put("BGPPeer", "tor", {"peerIP": "fd00::1", "asNumber": 64512})
     async with confd.running():
         await eventually(lambda: "tor" in confd.status.get("unsupported", {}))
         assert confd.peers == []

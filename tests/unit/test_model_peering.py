@@ -141,7 +141,7 @@ def test_selected_nodes() -> None:
         peer("self", peer_ip="10.0.0.11", as_number=64512),
         configurations=configuration(node_to_node_mesh_enabled=False),
     )
-    assert list(by_peer("node-a", given)) == ["10.1.0.1"]
+    assert list(by_peer("node-a", given)) == ["10.0.0.12", "10.1.0.1"], "node-b peers with us"
     sessions = by_peer("node-b", given)
     assert list(sessions) == ["10.0.0.11", "10.1.0.2"]
     assert sessions["10.1.0.2"].peer_port == 1179
@@ -149,22 +149,24 @@ def test_selected_nodes() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec",
+    ("spec", "reason"),
     [
-        {"peer_selector": "all()"},
-        {},
-        {"peer_ip": "fd00::1", "as_number": 1},
-        {"peer_ip": "10.0.0.1", "as_number": 1, "filters": ("f",)},
-        {"peer_ip": "10.0.0.1", "as_number": 1, "password": {"secretKeyRef": {"name": "s"}}},
-        {"peer_ip": "10.0.0.1", "as_number": 1, "local_as_number": 7},
-        {"peer_ip": "10.0.0.1", "as_number": 1, "ttl_security": 1},
+        ({}, "neither peerIP nor peerSelector"),
+        ({"local_workload_selector": "all()", "as_number": 1}, "local workloads"),
+        ({"peer_selector": "all()", "as_number": 1}, "exclude each other"),
+        ({"peer_ip": "fd00::1", "as_number": 1}, "no IPv6 address"),
+        ({"peer_ip": "10.0.0.1", "password": {"secretKeyRef": {"name": "s"}}}, "does not name"),
+        ({"peer_ip": "10.0.0.1", "password": {"secretKeyRef": {"name": "..", "key": "k"}}}, "name"),
+        ({"peer_ip": "10.0.0.1", "next_hop_mode": "Other"}, "nextHopMode"),
+        ({"peer_ip": "10.0.0.1", "source_address": "Other"}, "sourceAddress"),
     ],
 )
-def test_what_cannot_be_honoured_is_named(spec: dict[str, Any]) -> None:
+def test_what_cannot_be_honoured_is_named(spec: dict[str, Any], reason: str) -> None:
     """A peer that needs more than we can do gets no half session, and is reported by name."""
     peering = peering_of("node-a", inputs([A], peer("odd", **spec)))
     assert peering.sessions == ()
     assert list(peering.unsupported) == ["odd"]
+    assert reason in peering.unsupported["odd"]
 
 
 def test_ports_and_timers() -> None:
