@@ -1,11 +1,13 @@
 """A datastore whose client dies, or loses answers, at a call that a test chooses.
 
 Around any store. What a process that is killed has sent may land or not; an answer may be lost
-before or after the write landed, and a write may land long after its answer was given up.
+before or after the write landed, and a write may land long after its answer was given up. Every
+call lets others go first, as a network does, so that those who race do.
 """
 
 from __future__ import annotations
 
+import asyncio
 from enum import StrEnum
 
 from cymric.datastore.api import (
@@ -64,6 +66,7 @@ class CrashingStore:
 
     async def commit(self, transaction: Transaction) -> int:
         """As the store's, but for the chosen fault."""
+        await asyncio.sleep(0)
         await self._land_late()
         fault = self._due()
         if fault is Fault.CRASH_BEFORE:
@@ -81,6 +84,7 @@ class CrashingStore:
         return revision
 
     async def _before_read(self) -> None:
+        await asyncio.sleep(0)
         await self._land_late()
         if self._fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER) and self._due():
             self._die()

@@ -1,8 +1,9 @@
 """IPAM as a state machine: nodes that crash at any call, borrowers, a collector, other tools.
 
-Three nodes with an allocator each, which dies and starts again; beside them somebody at the command
-line, pools that change their block size, and time that passes. What the callers were told is
-remembered, and after every step compared with what is stored:
+Three nodes with an allocator each, which dies and starts again, for IPv4, IPv6 and both together.
+Beside them somebody at the command line, who also takes away blocks, nodes and pools that are in
+use; pools that change their block size, go, come back and overlap; and time that passes. What the
+callers were told is remembered, and after every step compared with what is stored:
 
 - no address has two owners, and every address somebody was told is stored under its handle;
 - blocks, handles and affinities agree, no two blocks overlap;
@@ -14,14 +15,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cymric.datastore.api import Datastore, OutcomeUnknown
+from cymric.datastore.api import Datastore, OutcomeUnknown, delete
 from cymric.datastore.memory import MemoryDatastore
+from cymric.datastore.syncer import Update
+from cymric.model.keys import ResourceKey
+from cymric.model.net import Address, Network
+from cymric.model.resources import IPPool, IPPoolSpec, ObjectMeta
 from ipam import affinity
 from ipam.allocator import Allocator
 from ipam.asking import Ask, Assignment, Release
@@ -32,13 +37,26 @@ from tests.support.crashing import Crashed, CrashingStore, Fault
 from tests.support.ipam_world import assert_consistent, everything, feed, store_node, store_pool
 
 NAMES = ("node-a", "node-b", "node-c")
-POOL = "10.0.0.0/27"
+POOLS = {"pods": ip_network("10.0.0.0/27"), "pods6": ip_network("fd00::/123")}
+"""32 addresses of each family."""
+OVERLAPPING = (
+    ip_network("10.0.0.0/28"),
+    ip_network("10.0.0.0/26"),
+    ip_network("fd00::10/124"),
+    ip_network("fd00::/122"),
+)
+"""What somebody may store as one more pool, by a tool that does not look."""
 GRACE_S = 60
 SECOND = 1_000_000_000
 
 NODES = st.sampled_from(NAMES)
 HANDLES = st.sampled_from([f"net.{n}" for n in range(8)])
-OFFSETS = st.integers(0, 31)
+ADDRESSES = st.builds(
+    lambda pool, n: pool[n], st.sampled_from(list(POOLS.values())), st.integers(0, 31)
+)
+FAMILIES = st.sampled_from([(4,), (6,), (4, 6)])
+BITS = st.integers(0, 4)
+"""How many bits of an address are inside a block."""
 FAULTS = st.one_of(st.none(), st.tuples(st.sampled_from(Fault), st.integers(0, 4)))
 T = TypeVar("T")
 
@@ -94,12 +112,18 @@ class Cluster(RuleBasedStateMachine):
         """Run to the end."""
         return self.loop.run_until_complete(asyncio.wait_for(work, 20))
 
-    @initialize(block_size=st.sampled_from([29, 30, 31]))
-    def begin(self, block_size: int) -> None:
-        """Three nodes, and a pool of 32 addresses."""
+    @initialize(bits=st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    def begin(self, bits: tuple[int, int]) -> None:
+        """Three nodes, and a pool of each family."""
         for name in NAMES:
             self.run(store_node(self.store, name))
-        self.run(store_pool(self.store, "pods", POOL, block_size=block_size))
+        for (name, network), inside in zip(POOLS.items(), bits, strict=True):
+            self.store_pool(name, network, inside)
+
+    def store_pool(self, name: str, network: Network, bits: int) -> None:
+        """A pool, made or made anew, whose blocks have that many bits."""
+        size = network.max_prefixlen - bits
+        self.run(store_pool(self.store, name, str(network), block_size=size))
 
     # --- lives of daemons ---
 
@@ -176,41 +200,86 @@ class Cluster(RuleBasedStateMachine):
         for node in self.nodes.values():
             node.held.pop(handle, None)
 
-    def request(self, node: str, handle: str, count: int = 1) -> Ask:
-        """An ask like no other."""
+    def request(self, node: str, handle: str, families: tuple[int, ...], count: int = 1) -> Ask:
+        """An ask like no other, for `count` addresses of each family."""
         return Ask(
-            handle=handle, ipv4=count, attributes={"node": node, "timestamp": str(self.clock())}
+            handle=handle,
+            ipv4=count * families.count(4),
+            ipv6=count * families.count(6),
+            attributes={"node": node, "timestamp": str(self.clock())},
         )
 
-    @rule(node=NODES, handle=HANDLES, count=st.integers(1, 3), fault=FAULTS)
-    def assign(self, node: str, handle: str, count: int, fault: tuple[Fault, int] | None) -> None:
+    @rule(node=NODES, handle=HANDLES, families=FAMILIES, count=st.integers(1, 3), fault=FAULTS)
+    def assign(
+        self,
+        node: str,
+        handle: str,
+        families: tuple[int, ...],
+        count: int,
+        fault: tuple[Fault, int] | None,
+    ) -> None:
         """Some addresses; the daemon may die or lose an answer on the way."""
         process = self.alive(node, fault)
+        ask = self.request(node, handle, families, count)
         try:
-            given = self.call(process, process.allocator.assign(self.request(node, handle, count)))
+            given = self.call(process, process.allocator.assign(ask))
         except (Crashed, OutcomeUnknown):
             self.doubted.add(handle)
         except NoAddress:
             pass
         else:
+            versions = [assignment.address.version for assignment in given]
+            assert versions == [v for v in families for _ in range(count)]
             self.note(node, handle, given)
 
     @rule(
-        wishes=st.lists(st.tuples(NODES, HANDLES), min_size=2, max_size=8),
+        wishes=st.lists(st.tuples(NODES, HANDLES, FAMILIES), min_size=2, max_size=8),
         fault=FAULTS,
         struck=NODES,
     )
     def assign_at_once(
-        self, wishes: list[tuple[str, str]], fault: tuple[Fault, int] | None, struck: str
+        self,
+        wishes: list[tuple[str, str, tuple[int, ...]]],
+        fault: tuple[Fault, int] | None,
+        struck: str,
     ) -> None:
         """Several nodes at the same moment, one of which may be struck."""
+        self.at_once(
+            [(n, self.request(n, h, families)) for n, h, families in wishes], fault, struck
+        )
+
+    @rule(
+        address=ADDRESSES,
+        handles=st.tuples(HANDLES, HANDLES),
+        bits=st.tuples(BITS, BITS),
+        nodes=st.permutations(NAMES),
+    )
+    def claim_in_one_place(
+        self, address: Address, handles: tuple[str, str], bits: tuple[int, int], nodes: list[str]
+    ) -> None:
+        """Two nodes with different ideas of a pool's blocks claim where they may overlap."""
+        name = next(name for name, network in POOLS.items() if address in network)
+        asks = []
+        for node, handle, inside, place in zip(nodes, handles, bits, (0, 1), strict=False):
+            allocator = self.alive(node).allocator
+            spec = IPPoolSpec(cidr=str(POOLS[name]), block_size=address.max_prefixlen - inside)
+            pool = IPPool(metadata=ObjectMeta(name=name), spec=spec)
+            allocator.on_updates([Update(ResourceKey("IPPool", name), pool)])
+            wanted = address + place if address + place in POOLS[name] else address - place
+            asks.append((node, Ask(handle=handle, attributes={"node": node}, addresses=(wanted,))))
+        self.at_once(asks)
+
+    def at_once(
+        self,
+        asks: list[tuple[str, Ask]],
+        fault: tuple[Fault, int] | None = None,
+        struck: str | None = None,
+    ) -> None:
+        """Ask all nodes at the same moment, one of which may be struck."""
         processes = {name: self.alive(name, fault if name == struck else None) for name in NAMES}
 
         async def race() -> None:
-            calls = [
-                asyncio.create_task(processes[n].allocator.assign(self.request(n, h)))
-                for n, h in wishes
-            ]
+            calls = [asyncio.create_task(processes[n].allocator.assign(ask)) for n, ask in asks]
             dead = {asyncio.create_task(died(p.work)): name for name, p in processes.items()}
             pending = set(calls)
             while pending:
@@ -219,7 +288,7 @@ class Cluster(RuleBasedStateMachine):
                 )
                 gone = {name for task, name in dead.items() if task.done()}
                 pending -= done
-                for call, (name, _) in zip(calls, wishes, strict=True):
+                for call, (name, _) in zip(calls, asks, strict=True):
                     if name in gone and call in pending:
                         call.cancel()
                         pending.discard(call)
@@ -227,23 +296,22 @@ class Cluster(RuleBasedStateMachine):
             for task in dead:
                 task.cancel()
             await asyncio.gather(*dead, return_exceptions=True)
-            for (name, handle), call in zip(wishes, calls, strict=True):
+            for (name, ask), call in zip(asks, calls, strict=True):
                 if call.cancelled() or isinstance(call.exception(), OutcomeUnknown):
-                    self.doubted.add(handle)
+                    self.doubted.add(ask.handle)
                 elif (error := call.exception()) is not None:
-                    assert isinstance(error, NoAddress), repr(error)
+                    assert isinstance(error, NoAddress | AddressRefused), repr(error)
                 else:
-                    self.note(name, handle, call.result())
+                    self.note(name, ask.handle, call.result())
 
         self.run(race())
 
-    @rule(node=NODES, handle=HANDLES, offset=OFFSETS, fault=FAULTS)
+    @rule(node=NODES, handle=HANDLES, address=ADDRESSES, fault=FAULTS)
     def assign_by_name(
-        self, node: str, handle: str, offset: int, fault: tuple[Fault, int] | None
+        self, node: str, handle: str, address: Address, fault: tuple[Fault, int] | None
     ) -> None:
         """An address by name."""
         process = self.alive(node, fault)
-        address = ip_address("10.0.0.0") + offset
         ask = Ask(handle=handle, attributes={"node": node}, addresses=(address,))
         try:
             given = self.call(process, process.allocator.assign(ask))
@@ -268,10 +336,9 @@ class Cluster(RuleBasedStateMachine):
         assert handle not in assert_consistent(self.run(everything(self.store)))
         self.doubted.discard(handle)
 
-    @rule(node=st.one_of(st.none(), NODES), offset=OFFSETS, handle=st.one_of(st.none(), HANDLES))
-    def release_address(self, node: str | None, offset: int, handle: str | None) -> None:
+    @rule(node=st.one_of(st.none(), NODES), address=ADDRESSES, handle=st.none() | HANDLES)
+    def release_address(self, node: str | None, address: Address, handle: str | None) -> None:
         """One address, by a node or at the command line, perhaps with a wrong idea of it."""
-        address = ip_address("10.0.0.0") + offset
         wish = [Release(address, handle)]
         try:
             if node is not None:
@@ -288,23 +355,49 @@ class Cluster(RuleBasedStateMachine):
             for held in state.held.values():
                 held.discard(str(address))
 
-    @rule(node=NODES, number=st.integers(0, 15), require_empty=st.booleans())
-    def release_block(self, node: str, number: int, require_empty: bool) -> None:
+    @rule(node=NODES, address=ADDRESSES, require_empty=st.booleans())
+    def release_block(self, node: str, address: Address, require_empty: bool) -> None:
         """A block given up at the command line; what is held in it stays."""
-        network = IPv4Network(f"10.0.0.{number * 2}/31")
-        for length in (29, 30, 31):
-            whole = network.supernet(new_prefix=length) if length < 31 else network
-            self.run(affinity.release(self.store, node, whole, require_empty=require_empty))
+        for bits in (1, 2, 3):
+            block = ip_network(f"{address}/{address.max_prefixlen - bits}", strict=False)
+            self.run(affinity.release(self.store, node, block, require_empty=require_empty))
 
-    @rule(block_size=st.sampled_from([28, 29, 30, 31, 32]))
-    def resize(self, block_size: int) -> None:
-        """The pool is made anew with another block size; every node hears of it by and by."""
-        self.run(store_pool(self.store, "pods", POOL, block_size=block_size))
+    @rule(node=NODES, is_dead=st.booleans())
+    def remove_node(self, node: str, is_dead: bool) -> None:
+        """All blocks of a node are given up while it and others have addresses in them.
+
+        One that runs on, as it was taken for dead, keeps what its containers have.
+        """
+        if is_dead:
+            self.stop(self.nodes[node])
+        self.run(affinity.remove_host(self.store, node))
+
+    @rule(name=st.sampled_from(list(POOLS)), bits=BITS)
+    def resize(self, name: str, bits: int) -> None:
+        """A pool is made anew with another block size; every node hears of it by and by."""
+        self.store_pool(name, POOLS[name], bits)
+
+    @rule(network=st.sampled_from(OVERLAPPING), bits=BITS)
+    def overlap(self, network: Network, bits: int) -> None:
+        """One more pool, which shares addresses with another."""
+        self.store_pool("more", network, bits)
+
+    @rule(name=st.sampled_from([*POOLS, "more"]))
+    def remove_pool(self, name: str) -> None:
+        """A pool goes while its addresses are in use; `resize` and `overlap` bring it back."""
+        key = ResourceKey("IPPool", name)
+        self.run(delete(self.store, str(key)))
+        if name in POOLS:
+            self.run(affinity.release_pool(self.store, POOLS[name]))
 
     @rule(node=NODES)
     def hear(self, node: str) -> None:
-        """A node hears what was stored meanwhile."""
-        self.run(feed(self.alive(node).allocator, self.store))
+        """A node hears what was stored and deleted meanwhile."""
+        allocator = self.alive(node).allocator
+        # That all pools are gone, and at once of those that are there.
+        gone = [Update(ResourceKey("IPPool", name), None) for name in (*POOLS, "more")]
+        allocator.on_updates(gone)
+        self.run(feed(allocator, self.store))
 
     @rule(seconds=st.integers(1, 120))
     def wait(self, seconds: int) -> None:
