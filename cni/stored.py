@@ -4,8 +4,12 @@ cnid is the one writer of its node's endpoints, so what it remembers is right bu
 changes by hand. Every write compares with the revision that is remembered: being wrong costs one
 round more, and what is there now comes with the refusal.
 
+Writes that arrive while one is in flight share the next transaction; if one of them meets a change
+by somebody else, each of them is tried by itself, so that nobody pays for another's conflict.
+
 Invariants: an endpoint is written over or removed only as it was seen; what `known` says is a
-reason to do something, never the proof that it is so (`read` is).
+reason to do something, never the proof that it is so (`read` is). A removal never overtakes a write
+that its caller gave up.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -28,7 +33,9 @@ from cymric.datastore.api import (
     Datastore,
     Delete,
     KeyValue,
+    Operation,
     Put,
+    TooLarge,
     Transaction,
 )
 from cymric.model.codec import Malformed, decode, encode
@@ -37,6 +44,8 @@ from cymric.model.keys import ResourceKey, resource_prefix
 from ipam.affinity import rfc3339
 
 MAX_TRIES = 4
+MAX_TOGETHER = 60
+"""Writes in one transaction; etcd takes 128 operations, comparisons not counted."""
 
 log = structlog.get_logger()
 
@@ -48,6 +57,25 @@ class Stored:
     key: str
     value: WorkloadEndpoint
     revision: int
+
+
+@dataclass(eq=False, slots=True)
+class _Write:
+    """An operation that waits to be landed, and whoever waits for it."""
+
+    compare: Compare
+    operation: Operation
+    landed: asyncio.Future[int]
+
+    @property
+    def key(self) -> str:
+        """The key it is about."""
+        return self.compare.key
+
+    def fail(self, error: Exception) -> None:
+        """Tell that it did not land."""
+        if not self.landed.done():
+            self.landed.set_exception(error)
 
 
 class Endpoints:
@@ -62,6 +90,9 @@ class Endpoints:
         self._by_key: dict[str, Stored] = {}
         self._loading: asyncio.Task[None] | None = None
         self._is_loaded = False
+        self._waiting: deque[_Write] = deque()
+        self._landing: asyncio.Task[None] | None = None
+        self._in_flight: set[str] = set()
 
     async def load(self) -> None:
         """Read all endpoints once; later calls return at once. Raises DatastoreError."""
@@ -117,9 +148,8 @@ class Endpoints:
             former = self._by_key.get(key)
             revision = former.revision if former else ABSENT
             stamped = self._stamped(value, former)
-            transaction = Transaction((Compare(key, revision),), (Put(key, encode(stamped)),))
             try:
-                landed = await self._store.commit(transaction)
+                landed = await self._commit(Compare(key, revision), Put(key, encode(stamped)))
             except Conflict as conflict:
                 self._remember(key, _stored(conflict.current.get(key)))
                 continue
@@ -145,13 +175,14 @@ class Endpoints:
     async def remove(self, identity: Identity) -> bool:
         """Remove the endpoint if it is this container's. False: it is another's, or missing."""
         key = identity.key_text
+        while key in self._in_flight and self._landing is not None:
+            await asyncio.wait({self._landing})
         stored = self._by_key.get(key)
         if stored is None or stored.value.spec.container_id != identity.container_id:
             stored = await self.read(identity)
         while stored is not None and stored.value.spec.container_id == identity.container_id:
-            transaction = Transaction((Compare(key, stored.revision),), (Delete(key),))
             try:
-                await self._store.commit(transaction)
+                await self._commit(Compare(key, stored.revision), Delete(key))
             except Conflict as conflict:
                 stored = self._remember(key, _stored(conflict.current.get(key)))
                 continue
@@ -179,6 +210,55 @@ class Endpoints:
             if stored.key != identity.key_text and spec.interface_name == identity.host_interface:
                 return ResourceKey("WorkloadEndpoint", metadata.name, metadata.namespace)
         return None
+
+    async def _commit(self, compare: Compare, operation: Operation) -> int:
+        """Land one operation, with others that wait; the revision. Raises Conflict, ...Error."""
+        write = _Write(compare, operation, asyncio.get_running_loop().create_future())
+        self._waiting.append(write)
+        if self._landing is None or self._landing.done():
+            self._landing = asyncio.create_task(self._land_waiting(), name="land endpoints")
+        return await write.landed
+
+    async def _land_waiting(self) -> None:
+        await asyncio.sleep(0)  # who is ready to write in this moment shares the transaction
+        while self._waiting:
+            batch: dict[str, _Write] = {}
+            while self._waiting and len(batch) < MAX_TOGETHER:
+                if self._waiting[0].key in batch:
+                    break
+                write = self._waiting.popleft()
+                if not write.landed.done():  # else who waited gave up before it was sent
+                    batch[write.key] = write
+            self._in_flight = set(batch)
+            try:
+                await self._land(tuple(batch.values()))
+            finally:
+                self._in_flight = set()
+
+    async def _land(self, batch: Sequence[_Write]) -> None:
+        if not batch:
+            return
+        comparisons = tuple(write.compare for write in batch)
+        operations = tuple(write.operation for write in batch)
+        try:
+            revision = await self._store.commit(Transaction(comparisons, operations))
+        except (Conflict, TooLarge) as error:
+            if len(batch) == 1:
+                batch[0].fail(error)
+                return
+            for write in batch:
+                await self._land((write,))
+        except asyncio.CancelledError:
+            for write in batch:
+                write.landed.cancel()
+            raise
+        except Exception as error:  # whatever it is, those who wait are the ones to hear of it
+            for write in batch:
+                write.fail(error)
+        else:
+            for write in batch:
+                if not write.landed.done():
+                    write.landed.set_result(revision)
 
     def _remember(self, key: str, stored: Stored | None) -> Stored | None:
         if stored is None:
