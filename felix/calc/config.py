@@ -13,10 +13,26 @@ from dataclasses import dataclass, fields
 from ipaddress import IPv4Address
 from typing import Any
 
-from cymric.model.net import parse_network
+from cymric.model.net import Network, parse_network
 
 ANNOTATION_PREFIX = "config.projectcalico.org/"
 ENVIRONMENT_PREFIX = "felix_"
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolPort:
+    """A port that stays open on host endpoints whatever policy says, to `net` or everybody."""
+
+    protocol: str
+    port: int
+    net: Network | None = None
+
+
+_ALWAYS_OPEN = tuple(
+    ProtocolPort("tcp", port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667)
+)
+FAILSAFE_INBOUND = (ProtocolPort("tcp", 22), ProtocolPort("udp", 68), *_ALWAYS_OPEN)
+FAILSAFE_OUTBOUND = (ProtocolPort("udp", 53), ProtocolPort("udp", 67), *_ALWAYS_OPEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +67,8 @@ class FelixConfig:
     ipv6_support: bool = True
     floating_ips: str = "disabled"
     workload_source_spoofing: str = "disabled"
+    failsafe_inbound: tuple[ProtocolPort, ...] = FAILSAFE_INBOUND
+    failsafe_outbound: tuple[ProtocolPort, ...] = FAILSAFE_OUTBOUND
 
     @property
     def ip_versions(self) -> tuple[int, ...]:
@@ -157,6 +175,20 @@ def _cidrs(text: str) -> tuple[str, ...]:
     return tuple(str(parse_network(part.strip())) for part in text.split(","))
 
 
+def _protocol_ports(text: str) -> tuple[ProtocolPort, ...]:
+    """`tcp:22,udp:68,tcp:10.0.0.0/8:179`; a bare port is tcp."""
+    return tuple(_protocol_port(part.strip()) for part in text.split(","))
+
+
+def _protocol_port(text: str) -> ProtocolPort:
+    protocol, _, rest = text.rpartition(":")[0].partition(":")
+    protocol = protocol.lower() or "tcp"
+    if protocol not in ("tcp", "udp", "sctp"):
+        raise ValueError(f"{text!r} names no protocol with ports")
+    port = _whole(0, 65535)(text.rpartition(":")[2])
+    return ProtocolPort(protocol, port, parse_network(rest.strip("[]")) if rest else None)
+
+
 PARAMETERS: Mapping[str, Parameter] = {
     "interfacePrefix": Parameter("interface_prefixes", _prefixes),
     "chainInsertMode": Parameter("chain_insert_mode", _one_of("insert", "append")),
@@ -198,6 +230,8 @@ PARAMETERS: Mapping[str, Parameter] = {
     "ipv6Support": Parameter("ipv6_support", _truth),
     "floatingIPs": Parameter("floating_ips", _one_of("enabled", "disabled")),
     "workloadSourceSpoofing": Parameter("workload_source_spoofing", _one_of("any", "disabled")),
+    "failsafeInboundHostPorts": Parameter("failsafe_inbound", _protocol_ports),
+    "failsafeOutboundHostPorts": Parameter("failsafe_outbound", _protocol_ports),
     "ipForwarding": Parameter("ip_forwarding", _one_of("enabled", "disabled")),
     "logPrefix": Parameter("log_prefix", lambda text: re.sub(r'["\\\n]', "_", text)[:27]),
 }
@@ -277,6 +311,8 @@ _ZERO_ALLOWED = frozenset(
         "nat_port_range",
         "external_nodes",
         "log_prefix",
+        "failsafe_inbound",
+        "failsafe_outbound",
     }
 )
 
@@ -284,6 +320,9 @@ _ZERO_ALLOWED = frozenset(
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Mapping):  # a protocol with its port
+        words = (value.get("protocol", "tcp"), value.get("net"), value.get("port"))
+        return ":".join(str(word) for word in words if word not in (None, ""))
     if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
-        return ",".join(str(item) for item in value)
+        return ",".join(_text(item) for item in value)
     return str(value)

@@ -50,7 +50,7 @@ class EntityMatch:
     nets: tuple[Network, ...] = ()
     """One of them contains the address. Prefixes of the other family only: the rule is void."""
     not_nets: tuple[Network, ...] = ()
-    """None of them contains the address."""
+    """None of them contains the address. Prefixes of the other family only: void as well."""
     ports: tuple[PortRange, ...] = ()
     not_ports: tuple[PortRange, ...] = ()
     set_ids: tuple[str, ...] = ()

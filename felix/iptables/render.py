@@ -28,6 +28,7 @@ from felix.rules.rule import (
     SetMark,
     SourceNAT,
     Target,
+    WriteMark,
 )
 
 HASH_LENGTH = 16
@@ -70,6 +71,8 @@ def action(wanted: Action | None) -> str:
             return f"--jump MARK --set-mark {bits:#x}/{bits:#x}"
         case ClearMark(bits):
             return f"--jump MARK --set-mark 0/{bits:#x}"
+        case WriteMark(bits, mask):
+            return f"--jump MARK --set-mark {bits:#x}/{mask:#x}"
         case Log(prefix):
             return f'--jump LOG --log-prefix "{prefix}" --log-level 5'
         case Masquerade(ports, random_fully):

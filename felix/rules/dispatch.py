@@ -2,9 +2,10 @@
 
 Interface names are grouped by the character after their common prefix; a group of one is matched
 in the root, a larger one in a child chain of its own, so that a packet meets about as many rules
-as the square root of all. Whatever matches nothing is dropped: an interface nobody knows must not
-talk. A group that is as before keeps its chain, so one more pod costs its own group. Source:
-Calico 3.32, felix/rules/dispatch.go.
+as the square root of all. What matches nothing meets the end: for workloads a drop, for an
+interface nobody knows must not talk; for the host nothing, or the endpoint that stands for all
+interfaces. A group that is as before keeps its chain, so one more pod costs its own group.
+Source: Calico 3.32, felix/rules/dispatch.go.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from felix.rules.static import FROM_WORKLOAD_DISPATCH, TO_WORKLOAD_DISPATCH
 UNKNOWN = Rule(action=DROP, comments=("Unknown interface",))
 
 _MatchInterface = Callable[[str], Match]
+_Of = tuple[tuple[str, ...], tuple[Rule, ...]]
 
 
 class Dispatch:
@@ -28,9 +30,11 @@ class Dispatch:
         self._root = root
         self._match = match
         self._endpoint_prefix = endpoint_prefix
-        self._known: dict[str, tuple[tuple[str, ...], Chain]] = {}
+        self._known: dict[str, tuple[_Of, Chain]] = {}
 
-    def chains(self, ordered: Sequence[str]) -> tuple[Chain, ...]:
+    def chains(
+        self, ordered: Sequence[str], end: tuple[Rule, ...] = (UNKNOWN,)
+    ) -> tuple[Chain, ...]:
         """The root chain first; `ordered` are interface names, each once, sorted."""
         prefix = _common_prefix(ordered)
         place = len(prefix)
@@ -45,16 +49,17 @@ class Dispatch:
             children[child] = members
             # The last `+` cannot be part of a name; what follows it tells where to go.
             roots.append(f"{prefix}{character}+{child}")
-        found = {self._root: self._chain(self._root, tuple(roots))}
+        found = {self._root: self._chain(self._root, (tuple(roots), end))}
         for child, members in children.items():
-            found[child] = self._chain(child, members)
+            found[child] = self._chain(child, (members, end))
         self._known = {name: self._known[name] for name in found}
         return tuple(found.values())
 
-    def _chain(self, name: str, members: tuple[str, ...]) -> Chain:
+    def _chain(self, name: str, of: _Of) -> Chain:
         known = self._known.get(name)
-        if known is None or known[0] != members:
-            known = (members, Chain(name, (*map(self._rule, members), UNKNOWN)))
+        if known is None or known[0] != of:
+            members, end = of
+            known = (of, Chain(name, (*map(self._rule, members), *end)))
             self._known[name] = known
         return known[1]
 

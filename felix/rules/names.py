@@ -16,6 +16,12 @@ SET_PREFIX_BY_VERSION = {4: "cali40", 6: "cali60"}
 
 TO_WORKLOAD = "cali-tw-"
 FROM_WORKLOAD = "cali-fw-"
+TO_HOST = "cali-th-"
+FROM_HOST = "cali-fh-"
+TO_HOST_FORWARDED = "cali-thfw-"
+FROM_HOST_FORWARDED = "cali-fhfw-"
+POLICY_INBOUND = "cali-pi-"
+POLICY_OUTBOUND = "cali-po-"
 PROFILE_INBOUND = "cali-pri-"
 PROFILE_OUTBOUND = "cali-pro-"
 

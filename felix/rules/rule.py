@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Side = Literal["source", "destination"]
+"""The side of a packet that an address or port belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,10 @@ class Match:
         """IP protocol, as `tcp` or as a number in text."""
         return self._and(f"-p {name_or_number}")
 
+    def not_protocol(self, name_or_number: str) -> Match:
+        """Any other IP protocol."""
+        return self._and(f"! -p {name_or_number}")
+
     def source(self, cidr: str) -> Match:
         """Source address inside `cidr`."""
         return self._and(f"--source {cidr}")
@@ -48,9 +56,30 @@ class Match:
         """Destination address inside `cidr`."""
         return self._and(f"--destination {cidr}")
 
+    def net(self, side: Side, cidr: str) -> Match:
+        """Address of that side inside `cidr`."""
+        return self._and(f"--{side} {cidr}")
+
+    def not_net(self, side: Side, cidr: str) -> Match:
+        """Address of that side outside `cidr`."""
+        return self._and(f"! --{side} {cidr}")
+
+    def ports(self, side: Side, ports: str) -> Match:
+        """Port of that side among `80,8000:8080`, 15 slots at most (needs a protocol before)."""
+        return self._and(f"-m multiport --{side}-ports {ports}")
+
+    def not_ports(self, side: Side, ports: str) -> Match:
+        """Port of that side not among these (needs a protocol before)."""
+        return self._and(f"-m multiport ! --{side}-ports {ports}")
+
     def destination_ports(self, ports: str) -> Match:
         """Destination port among `80,8000:8080` (needs a protocol before)."""
-        return self._and(f"-m multiport --destination-ports {ports}")
+        return self.ports("destination", ports)
+
+    def icmp(self, ip_version: int, type_and_code: str, *, negated: bool = False) -> Match:
+        """An ICMP message of type `8` or type and code `3/1` (needs the protocol before)."""
+        name, option = ("icmp", "icmp-type") if ip_version == 4 else ("icmp6", "icmpv6-type")
+        return self._and(f"-m {name} {'! ' if negated else ''}--{option} {type_and_code}")
 
     def icmpv6_type(self, number: int) -> Match:
         """An ICMPv6 message of that type (needs the protocol before)."""
@@ -64,13 +93,21 @@ class Match:
         """Connection state not among `states`."""
         return self._and(f"-m conntrack ! --ctstate {states}")
 
+    def in_set(self, set_name: str, directions: str) -> Match:
+        """`src`, `dst`, or address and port (`src,src`) are a member of the IP set."""
+        return self._and(f"-m set --match-set {set_name} {directions}")
+
+    def not_in_set(self, set_name: str, directions: str) -> Match:
+        """They are no member of the IP set."""
+        return self._and(f"-m set ! --match-set {set_name} {directions}")
+
     def source_set(self, set_name: str) -> Match:
         """Source address is a member of the IP set."""
-        return self._and(f"-m set --match-set {set_name} src")
+        return self.in_set(set_name, "src")
 
     def not_destination_set(self, set_name: str) -> Match:
         """Destination address is no member of the IP set."""
-        return self._and(f"-m set ! --match-set {set_name} dst")
+        return self.not_in_set(set_name, "dst")
 
     def reverse_path_failed(self) -> Match:
         """The route back to the source does not leave through the interface it came from."""
@@ -102,6 +139,7 @@ ACCEPT = Target("ACCEPT")
 DROP = Target("DROP")
 REJECT = Target("REJECT")
 RETURN = Target("RETURN")
+NOTRACK = Target("NOTRACK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +154,14 @@ class ClearMark:
     """Clear these bits of the packet mark."""
 
     bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteMark:
+    """Make the bits of `mask` in the packet mark equal to `bits`."""
+
+    bits: int
+    mask: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +195,18 @@ class DestinationNAT:
     address: str
 
 
-Action = Jump | Goto | Target | SetMark | ClearMark | Log | Masquerade | SourceNAT | DestinationNAT
+Action = (
+    Jump
+    | Goto
+    | Target
+    | SetMark
+    | ClearMark
+    | WriteMark
+    | Log
+    | Masquerade
+    | SourceNAT
+    | DestinationNAT
+)
 
 
 @dataclass(frozen=True, slots=True)

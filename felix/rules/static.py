@@ -1,7 +1,7 @@
 """The chains that every node has, whatever runs on it, and their hooks in the kernel's chains.
 
-Order and text are Calico's (3.32, felix/rules/static.go, without tunnels, host endpoints and
-IPVS), so that rule hashes agree. The chains of host endpoints exist and are empty.
+Order and text are Calico's (3.32, felix/rules/static.go, without tunnels and IPVS), so that rule
+hashes agree. The chains they jump to are written in dispatch.py, host.py, nat.py and spoofing.py.
 """
 
 from __future__ import annotations
@@ -66,10 +66,6 @@ def filter_chains(
         _workload_to_host(config, ip_version),
         _forward(config, marks),
         _output(config, marks),
-        Chain(FROM_HOST_ENDPOINT),
-        Chain(TO_HOST_ENDPOINT),
-        Chain(FROM_HOST_FORWARD),
-        Chain(TO_HOST_FORWARD),
         _cidr_block(config, service_cidrs, ip_version),
     )
 
@@ -188,8 +184,7 @@ def raw_chains(config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
             Rule(Match().mark_set(marks.accept), ACCEPT),
         ),
     )
-    host = (Chain(FROM_HOST_ENDPOINT), Chain(TO_HOST_ENDPOINT))
-    return (prerouting, output, *host)
+    return (prerouting, output)
 
 
 def mangle_chains(marks: Marks) -> tuple[Chain, ...]:
@@ -214,7 +209,7 @@ def mangle_chains(marks: Marks) -> tuple[Chain, ...]:
             ),
         ),
     )
-    return (prerouting, postrouting, Chain(FROM_HOST_ENDPOINT), Chain(TO_HOST_ENDPOINT))
+    return (prerouting, postrouting)
 
 
 def nat_chains() -> tuple[Chain, ...]:

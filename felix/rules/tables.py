@@ -1,24 +1,28 @@
 """The whole wanted content of the four tables of one family, from the chains of each concern.
 
 Everything that is as before stays the same object: a table nothing of which changed, and in the
-filter table every endpoint, profile and dispatch group that did not change. So a node with hundreds
-of pods works out only what the pod that came touches, and who writes tables sees by identity what
-is new. Which jump goes where: nat POSTROUTING is always appended, so that a service proxy's
-masquerading runs first; the others follow chainInsertMode.
+filter table every endpoint, policy, profile and dispatch group that did not change. So a node with
+hundreds of pods works out only what the pod that came touches, and who writes tables sees by
+identity what is new. Which jump goes where: nat POSTROUTING is always appended, so that a service
+proxy's masquerading runs first; the others follow chainInsertMode.
 
-IPv6: an endpoint without an IPv6 address has no chains there, and what its interface sends is
+Chains of policies and profiles stand in every table that has a chain leading to them, and nowhere
+else. IPv6: an endpoint without an IPv6 address has no chains there, and what its interface sends is
 dropped as from an unknown one, save neighbour discovery.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from felix.calc.config import FelixConfig
-from felix.calc.values import Desired, Endpoint, ProfileRules
-from felix.rules import dispatch, endpoint, nat, profile, spoofing, static
+from felix.calc.values import Desired, Endpoint
+from felix.rules import dispatch, endpoint, nat, spoofing, static
+from felix.rules.host import HostChains
 from felix.rules.marks import Marks, allocate
+from felix.rules.policy import RuleChains
 from felix.rules.rule import Chain, Rule, TableContent, chains_by_name
 
 TABLES = ("raw", "mangle", "nat", "filter")
@@ -41,6 +45,14 @@ class _Made(NamedTuple):
     chains: _Chains
 
 
+class _MadeEndpoint(NamedTuple):
+    """The chains of one endpoint, and the names that they lead to."""
+
+    of: Endpoint
+    chains: _Chains
+    targets: frozenset[str]
+
+
 class TableContents:
     """The tables of one family; remembers what it made."""
 
@@ -54,13 +66,17 @@ class TableContents:
     def _start_anew(self, config: FelixConfig) -> None:
         """Other parameters can change any chain."""
         self._config = config
-        self._marks = allocate(config.iptables_mark_mask)
+        marks = self._marks = allocate(config.iptables_mark_mask)
         self._made.clear()
         self._contents.clear()
-        self._endpoints: dict[str, _Made] = {}
-        self._profiles: dict[str, _Made] = {}
+        self._endpoints: dict[str, _MadeEndpoint] = {}
+        self._rules = RuleChains(config, marks, self._ip_version)
         self._dispatch = (dispatch.from_workload(), dispatch.to_workload())
-        self._hooks = {name: _hooks(name, config, self._marks) for name in TABLES}
+        self._host = {
+            name: HostChains(name, config, marks, self._ip_version)
+            for name in ("raw", "mangle", "filter")
+        }
+        self._hooks = {name: _hooks(name, config, marks) for name in TABLES}
 
     def contents(self, desired: Desired) -> Mapping[str, TableContent]:
         """The content of every table, by its name."""
@@ -69,8 +85,9 @@ class TableContents:
         config, version = desired.config, self._ip_version
         is_masquerading = any(pool.version == version for pool in desired.masquerade_pools)
         special = tuple(one for one in desired.endpoints if one.spoofable or one.floating)
-        self._keep("raw", self._raw(special))
-        self._keep("mangle", self._once("mangle", None, lambda: static.mangle_chains(self._marks)))
+        self._rules.update(desired.policies, desired.profiles)
+        self._keep("raw", self._raw(special, desired))
+        self._keep("mangle", self._mangle(desired))
         self._keep(
             "nat",
             self._once(
@@ -86,21 +103,24 @@ class TableContents:
         self._keep("filter", self._filter(desired))
         return self._contents
 
-    def _raw(self, special: tuple[Endpoint, ...]) -> _Chains:
-        assert self._config is not None
-        config, marks = self._config, self._marks
-        return self._once(
-            "raw",
+    def _raw(self, special: tuple[Endpoint, ...], desired: Desired) -> _Chains:
+        config, marks = desired.config, self._marks
+        fixed = self._once(
+            "static raw",
             special,
             lambda: (
                 *static.raw_chains(config, marks),
                 spoofing.skip_chain(special, self._ip_version),
             ),
         )
+        return self._with_rules("raw", (*fixed, *self._host_chains("raw", desired)), ())
+
+    def _mangle(self, desired: Desired) -> _Chains:
+        fixed = self._once("static mangle", None, lambda: static.mangle_chains(self._marks))
+        return self._with_rules("mangle", (*fixed, *self._host_chains("mangle", desired)), ())
 
     def _filter(self, desired: Desired) -> _Chains:
         config, marks, version = desired.config, self._marks, self._ip_version
-        profiles = desired.profiles
         fixed = self._once(
             "static filter",
             desired.service_cidrs,
@@ -108,16 +128,31 @@ class TableContents:
         )
         endpoints = [one for one in desired.endpoints if version in one.ip_versions]
         # Equality of what is the same object costs nothing, so this is cheap for many endpoints.
-        return self._once(
-            "filter",
-            (fixed, endpoints, profiles),
-            lambda: (
-                *fixed,
-                *self._dispatch_chains(endpoints),
-                *self._endpoint_chains(endpoints),
-                *self._profile_chains(endpoints, profiles),
-            ),
+        workloads = self._once(
+            "workloads",
+            endpoints,
+            lambda: (*self._dispatch_chains(endpoints), *self._endpoint_chains(endpoints)),
         )
+        chains = (*fixed, *self._host_chains("filter", desired), *workloads)
+        # What endpoints lead to is kept with them; a frozenset of strings keeps no order.
+        targets = sorted({name for made in self._endpoints.values() for name in made.targets})
+        return self._with_rules("filter", chains, targets)
+
+    def _host_chains(self, table: str, desired: Desired) -> _Chains:
+        of = desired.host_endpoints
+        return self._once(
+            f"host {table}", of, lambda: tuple(self._host[table].chains(desired.host_endpoints))
+        )
+
+    def _with_rules(self, table: str, chains: _Chains, targets: Sequence[str]) -> _Chains:
+        """`chains`, and those of policies and profiles that host endpoints or `targets` name."""
+        host = self._made[f"host {table}"].chains
+        names = (*targets, *sorted({name for one in host for name in one.targets}))
+        found = (*chains, *self._rules.needed(names))
+        known = self._made.get(table)
+        if known is None or not _are_same(known.chains, found):
+            known = self._made[table] = _Made(None, found)
+        return known.chains
 
     def _dispatch_chains(self, endpoints: Sequence[Endpoint]) -> list[Chain]:
         interfaces = [one.interface for one in endpoints]
@@ -130,24 +165,10 @@ class TableContents:
         for one in endpoints:
             made = before.get(one.interface)
             if made is None or made.of is not one:
-                made = _Made(one, endpoint.chains(one, self._config, self._marks))
+                chains = endpoint.chains(one, self._config, self._marks)
+                targets = frozenset(name for chain in chains for name in chain.targets)
+                made = _MadeEndpoint(one, chains, targets)
             self._endpoints[one.interface] = made
-            found += made.chains
-        return found
-
-    def _profile_chains(
-        self, endpoints: Sequence[Endpoint], profiles: Mapping[str, ProfileRules]
-    ) -> list[Chain]:
-        assert self._config is not None
-        before, self._profiles = self._profiles, {}
-        found: list[Chain] = []
-        for name in dict.fromkeys(name for one in endpoints for name in one.profiles):
-            made = before.get(name)
-            if made is None or made.of != profiles[name]:
-                rules = profiles[name]
-                prefix = self._config.log_prefix
-                made = _Made(rules, profile.chains(rules, self._marks, prefix, self._ip_version))
-            self._profiles[name] = made
             found += made.chains
         return found
 
@@ -169,6 +190,11 @@ class TableContents:
 def contents(desired: Desired, ip_version: int = 4) -> Mapping[str, TableContent]:
     """The content of every table, made from nothing."""
     return TableContents(ip_version).contents(desired)
+
+
+def _are_same(one: _Chains, other: _Chains) -> bool:
+    """Whether these are the same objects in the same order."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 _HookRules = dict[str, tuple[Rule, ...]]

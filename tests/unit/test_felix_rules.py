@@ -11,21 +11,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cymric.model.net import parse_address, parse_network
-from felix.calc.config import FelixConfig
+from felix.calc.config import FelixConfig, ProtocolPort, from_object, settle
 from felix.calc.values import (
     Desired,
     Endpoint,
     EndpointId,
+    EntityMatch,
     FloatingAddress,
+    HostEndpoint,
+    Policy,
+    PolicyId,
     PolicyRule,
+    PortRange,
     ProfileRules,
+    TierPolicies,
     Verdict,
 )
 from felix.iptables import render
 from felix.iptables.plan import render_table
-from felix.rules import dispatch, nat, profile
+from felix.rules import dispatch, nat
 from felix.rules.marks import allocate
 from felix.rules.names import limited, set_name
+from felix.rules.policy import RuleChains
 from felix.rules.rule import (
     ACCEPT,
     DROP,
@@ -65,6 +72,30 @@ def desired(**config: object) -> Desired:
     )
 
 
+ALLOW_WEB = Policy(
+    PolicyId("np", "prod", "allow-web"),
+    "default",
+    inbound=(
+        PolicyRule(
+            Verdict.ALLOW,
+            protocol="tcp",
+            source=EntityMatch(set_ids=("s:SKAWfwYhGs-kFLTCZp1Bzv8Eko5HdcRpat-s4g",)),
+            destination=EntityMatch(ports=(PortRange(80, 80),)),
+        ),
+    ),
+)
+
+
+def with_policy(**config: object) -> Desired:
+    """The same with a policy for what the pod receives."""
+    tier = TierPolicies("default", inbound=(ALLOW_WEB.id,))
+    return replace(
+        desired(**config),
+        endpoints=(replace(POD, tiers=(tier,)),),
+        policies={ALLOW_WEB.id: ALLOW_WEB},
+    )
+
+
 def lines(table: str, wanted: Desired) -> list[str]:
     """Every rule of a table as restore input."""
     rendered = render_table(contents(wanted)[table])
@@ -82,15 +113,12 @@ def hashes(chain: str, *bodies: str) -> list[str]:
 
 
 def test_filter_table_is_the_golden_one() -> None:
-    """Text and hash of every rule that policy does not touch equal Calico's."""
+    """Text and hash of every rule equal Calico's, those of a policy included."""
     golden = [line for line in GOLDEN.read_text().splitlines() if not line.startswith("#")]
-    found = lines("filter", desired(default_endpoint_to_host_action="return"))
-    assert len(golden) > 35
+    found = lines("filter", with_policy(default_endpoint_to_host_action="return"))
+    assert len(golden) > 45
     assert not [line for line in golden if line not in found]
-    # What is ours beyond: the end of the ingress chain, whose hashes the policy would change.
-    more = [line for line in found if line not in golden]
-    assert len(more) == 3
-    assert all(line.startswith("-A cali-tw-cali2b4f0b7d9aa ") for line in more)
+    assert not [line for line in found if line not in golden]
 
 
 @pytest.mark.parametrize(
@@ -277,9 +305,10 @@ def test_marks() -> None:
 )
 def test_profile_chains(verdicts: tuple[Verdict, ...] | None, bodies: list[str]) -> None:
     """A profile's verdicts become marks; its first rule names it."""
-    inbound = None if verdicts is None else tuple(map(PolicyRule, verdicts))
-    rules = ProfileRules("kns.prod", inbound, ())
-    inbound, outbound = profile.chains(rules, MARKS, "calico-packet")
+    written = None if verdicts is None else tuple(map(PolicyRule, verdicts))
+    made = RuleChains(FelixConfig(), MARKS, 4)
+    made.update({}, {"kns.prod": ProfileRules("kns.prod", written, ())})
+    inbound, outbound = made.needed(["cali-pri-kns.prod", "cali-pro-kns.prod"])
     label = '-m comment --comment "Profile kns.prod ingress"'
     expected = [f"{label} {bodies[0]}".strip(), *bodies[1:]]
     assert [render.body(rule) for rule in inbound.rules] == expected
@@ -405,10 +434,25 @@ def test_same_rule_text_elsewhere_has_another_hash() -> None:
     assert hashes("a", body, body)[0] != hashes("a", body, body)[1]
 
 
+HOSTS = (
+    HostEndpoint("any", "*", ("kns.prod",), (TierPolicies("default", inbound=(ALLOW_WEB.id,)),)),
+    HostEndpoint(
+        "uplink",
+        "eth0",
+        (),
+        tiers=(TierPolicies("default", outbound=(ALLOW_WEB.id,)),),
+        forward_tiers=(TierPolicies("default", inbound=(ALLOW_WEB.id,)),),
+        untracked_tiers=(TierPolicies("default", Verdict.PASS, (ALLOW_WEB.id,)),),
+        pre_dnat_tiers=(TierPolicies("default", Verdict.PASS, (ALLOW_WEB.id,)),),
+    ),
+)
+
+
 @pytest.mark.parametrize("ip_version", [4, 6])
 def test_every_chain_is_reached_from_a_hook(ip_version: int) -> None:
     """Contents hold nothing that no packet can meet, and nothing leads to a chain that is not."""
-    for content in contents(desired(), ip_version).values():
+    wanted = replace(with_policy(), host_endpoints=HOSTS)
+    for content in contents(wanted, ip_version).values():
         hooks = (*content.inserts.values(), *content.appends.values())
         waiting = list(Chain("", tuple(rule for rules in hooks for rule in rules)).targets)
         reached: set[str] = set()
@@ -513,3 +557,111 @@ def test_contents_are_the_same_objects_while_nothing_changes() -> None:
         "cali-fw-cali3000000000a",
     }
     assert dict(made.contents(more)) == dict(contents(more))
+
+
+def test_host_endpoint_chains() -> None:
+    """Own traffic, forwarded traffic, and an interface without policy of its own."""
+    chains = contents(replace(with_policy(), host_endpoints=HOSTS))["filter"].chains
+    start = [
+        "-m conntrack --ctstate RELATED,ESTABLISHED --jump ACCEPT",
+        "-m conntrack --ctstate INVALID --jump DROP",
+    ]
+    clear = "--jump MARK --set-mark 0/0x30000"
+    tier = '-m comment --comment "Start of tier default" --jump MARK --set-mark 0/0x20000'
+    accepted = (
+        '-m comment --comment "Return if policy accepted"'
+        " -m mark --mark 0x10000/0x10000 --jump RETURN"
+    )
+    end = (
+        '-m comment --comment "End of tier default. Drop if no policies passed packet"'
+        " -m mark --mark 0/0x20000 --jump DROP"
+    )
+    no_profile = '-m comment --comment "Drop if no profiles matched" --jump DROP'
+    assert bodies(chains["cali-from-host-endpoint"]) == [
+        "--in-interface eth0 --goto cali-fh-eth0",
+        "--goto cali-fh-any-interface-at-all",
+    ]
+    assert bodies(chains["cali-to-host-endpoint"]) == [
+        "--out-interface eth0 --goto cali-th-eth0",
+        '-m comment --comment "Skip egress WHEP policy for traffic to local workload"'
+        " --out-interface cali+ --jump RETURN",
+        "--goto cali-th-any-interface-at-all",
+    ]
+    assert bodies(chains["cali-from-hep-forward"])[-1] == "--goto cali-fhfw-_Nqh4HyA73udmyanQI"
+    policy = "-m mark --mark 0/0x20000 --jump cali-po-np/prod/allow-web"
+    assert bodies(chains["cali-th-eth0"]) == [
+        *start, "--jump cali-failsafe-out", clear, tier, policy, accepted, end, no_profile,
+    ]  # fmt: skip
+    assert bodies(chains["cali-fh-eth0"]) == [*start, "--jump cali-failsafe-in", clear, no_profile]
+    inbound = policy.replace("cali-po-", "cali-pi-")
+    assert bodies(chains["cali-fhfw-eth0"]) == [*start, clear, tier, inbound, accepted, end]
+    assert bodies(chains["cali-thfw-eth0"]) == [
+        *start,
+        clear,
+        '-m comment --comment "Allow forwarded traffic by default"'
+        " --jump MARK --set-mark 0x10000/0x10000",
+        '-m comment --comment "Return for accepted forward traffic" --jump RETURN',
+    ]
+
+
+def test_untracked_and_early_policy() -> None:
+    """Untracked policy stands in raw and switches tracking off; pre-DNAT policy in mangle."""
+    found = contents(replace(with_policy(), host_endpoints=HOSTS))
+    raw, mangle = found["raw"].chains, found["mangle"].chains
+    assert "--jump NOTRACK" in bodies(raw["cali-fh-eth0"])[4]
+    assert bodies(raw["cali-fh-eth0"])[-1].endswith("--jump RETURN")
+    assert "cali-fh-any-interface-at-all" not in raw
+    assert bodies(raw["cali-from-host-endpoint"]) == ["--in-interface eth0 --goto cali-fh-eth0"]
+    assert bodies(mangle["cali-fh-eth0"])[-1].endswith("--jump RETURN")
+    assert bodies(mangle["cali-th-eth0"])[:3] == [
+        "-m conntrack --ctstate RELATED,ESTABLISHED --jump MARK --set-mark 0x10000/0x10000",
+        "-m conntrack --ctstate RELATED,ESTABLISHED --jump RETURN",
+        "-m conntrack --ctstate INVALID --jump DROP",
+    ]
+    assert "cali-pi-np/prod/allow-web" in raw
+    assert "cali-po-np/prod/allow-web" in mangle
+
+
+def test_failsafe_ports() -> None:
+    """Always open in both directions; in raw the answers, too. A prefix counts in its family."""
+    ports = (ProtocolPort("tcp", 22), ProtocolPort("udp", 68, parse_network("10.0.0.0/8")))
+    config = FelixConfig(failsafe_inbound=ports, failsafe_outbound=(ProtocolPort("udp", 53),))
+    wanted = replace(with_policy(), host_endpoints=HOSTS, config=config)
+    first, second, third = (
+        "-p tcp -m multiport --destination-ports 22 --jump ACCEPT",
+        "-p udp -m multiport --destination-ports 68 --source 10.0.0.0/8 --jump ACCEPT",
+        "-p udp -m multiport --source-ports 53 --jump ACCEPT",
+    )
+    found = contents(wanted)
+    assert bodies(found["filter"].chains["cali-failsafe-in"]) == [first, second]
+    assert bodies(found["raw"].chains["cali-failsafe-in"]) == [first, second, third]
+    assert bodies(contents(wanted, 6)["filter"].chains["cali-failsafe-in"]) == [first]
+    assert "cali-failsafe-in" not in contents(with_policy())["filter"].chains
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        pytest.param(
+            [{"protocol": "UDP", "port": 68, "net": "10.0.0.0/8"}, {"port": 22}],
+            (ProtocolPort("udp", 68, parse_network("10.0.0.0/8")), ProtocolPort("tcp", 22)),
+            id="objects",
+        ),
+        pytest.param(
+            "tcp:22,udp:fd00::/8:68,179",
+            (
+                ProtocolPort("tcp", 22),
+                ProtocolPort("udp", 68, parse_network("fd00::/8")),
+                ProtocolPort("tcp", 179),
+            ),
+            id="text",
+        ),
+        pytest.param([], (), id="an empty list closes them"),
+        pytest.param("none", (), id="none closes them"),
+        pytest.param("icmp:1", FelixConfig().failsafe_inbound, id="unreadable: the default"),
+    ],
+)
+def test_failsafe_ports_are_read(value: object, expected: tuple[ProtocolPort, ...]) -> None:
+    """As objects in FelixConfiguration, as text in the environment."""
+    source = from_object("default", {"failsafeInboundHostPorts": value}, {})
+    assert settle([source])[0].failsafe_inbound == expected

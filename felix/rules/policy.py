@@ -1,0 +1,138 @@
+"""The chains of policies and profiles: what their rules say of one direction.
+
+A policy's chain (`cali-pi-` for what endpoints receive, `cali-po-` for what they send) marks the
+packet and returns; the endpoint's chain acts on the mark. Only a denied packet ends in here. A
+direction that is not known (`None`, a profile that is missing) drops everything, as does a chain
+that an endpoint names and nobody told of. Source: Calico 3.32, felix/rules/policy.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from felix.calc.config import FelixConfig
+from felix.calc.policies import Policy, PolicyId, PolicyRule
+from felix.calc.values import ProfileRules
+from felix.rules import policy_rule
+from felix.rules.marks import Marks
+from felix.rules.names import (
+    POLICY_INBOUND,
+    POLICY_OUTBOUND,
+    PROFILE_INBOUND,
+    PROFILE_OUTBOUND,
+    limited,
+)
+from felix.rules.rule import DROP, RETURN, Chain, Rule
+
+_KIND_BY_SHORT = {
+    "np": "NetworkPolicy",
+    "gnp": "GlobalNetworkPolicy",
+    "knp": "KubernetesNetworkPolicy",
+    "kcnp": "KubernetesClusterNetworkPolicy",
+    "snp": "StagedNetworkPolicy",
+    "sgnp": "StagedGlobalNetworkPolicy",
+    "sknp": "StagedKubernetesNetworkPolicy",
+}
+_PREFIXES = (POLICY_INBOUND, POLICY_OUTBOUND, PROFILE_INBOUND, PROFILE_OUTBOUND)
+MOST_LOG_PREFIX = 27
+"""The kernel takes 29 characters; a colon and a blank end ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a chain is rendered of. `of` is the policy or profile, to see that it is the same."""
+
+    of: Policy | ProfileRules
+    rules: tuple[PolicyRule, ...] | None
+    comment: str
+    log_prefix: str
+
+
+class RuleChains:
+    """The chains of all policies and profiles of one family, rendered when first asked for."""
+
+    def __init__(self, config: FelixConfig, marks: Marks, ip_version: int) -> None:
+        self._config = config
+        self._marks = marks
+        self._ip_version = ip_version
+        self._policies: Mapping[PolicyId, Policy] | None = None
+        self._profiles: Mapping[str, ProfileRules] | None = None
+        self._sources: dict[str, _Source] = {}
+        self._chains: dict[str, Chain] = {}
+
+    def update(
+        self, policies: Mapping[PolicyId, Policy], profiles: Mapping[str, ProfileRules]
+    ) -> None:
+        """State what there is; who is the same object as before keeps its chains."""
+        if policies is self._policies and profiles is self._profiles:
+            return
+        self._policies, self._profiles = policies, profiles
+        before, self._sources = self._sources, {}
+        for profile in profiles.values():
+            self._take_profile(profile, before)
+        for one in policies.values():
+            self._take_policy(one, before)
+        self._chains = {
+            name: chain
+            for name, chain in self._chains.items()
+            if name in self._sources and self._sources[name] is before.get(name)
+        }
+
+    def needed(self, targets: Iterable[str]) -> list[Chain]:
+        """The chains of policies and profiles among these names, each once, in that order."""
+        return [self._chain(name) for name in dict.fromkeys(targets) if name.startswith(_PREFIXES)]
+
+    def _chain(self, name: str) -> Chain:
+        if chain := self._chains.get(name):
+            return chain
+        source = self._sources.get(name)
+        if source is None:
+            return Chain(name, (Rule(action=DROP),))
+        how = policy_rule.Rendering(self._marks, self._ip_version, source.log_prefix)
+        chain = self._chains[name] = _chain(name, source, how)
+        return chain
+
+    def _take_policy(self, one: Policy, before: Mapping[str, _Source]) -> None:
+        kind = _KIND_BY_SHORT.get(one.id.kind, one.id.kind)
+        place = f"{one.id.namespace}/{one.id.name}" if one.id.namespace else one.id.name
+        prefix = self._log_prefix(kind, one.tier, one.id.name, place)
+        for start, word, rules in (
+            (POLICY_INBOUND, "ingress", one.inbound),
+            (POLICY_OUTBOUND, "egress", one.outbound),
+        ):
+            name = limited(start, str(one.id))
+            self._keep(name, _Source(one, rules, f"{kind} {place} {word}", prefix), before)
+
+    def _take_profile(self, one: ProfileRules, before: Mapping[str, _Source]) -> None:
+        prefix = self._log_prefix("Profile", "", one.name, one.name)
+        for start, word, rules in (
+            (PROFILE_INBOUND, "ingress", one.inbound),
+            (PROFILE_OUTBOUND, "egress", one.outbound),
+        ):
+            comment = f"Profile {one.name} {word}"
+            self._keep(limited(start, one.name), _Source(one, rules, comment, prefix), before)
+
+    def _keep(self, name: str, source: _Source, before: Mapping[str, _Source]) -> None:
+        known = before.get(name)
+        is_same = known is not None and (known.of is source.of or known == source)
+        self._sources[name] = known if known is not None and is_same else source
+
+    def _log_prefix(self, kind: str, tier: str, name: str, place: str) -> str:
+        text = self._config.log_prefix
+        for mark, value in (("%t", tier), ("%k", kind), ("%n", name), ("%p", place)):
+            text = text.replace(mark, value)
+        return f"{text[:MOST_LOG_PREFIX]}: "
+
+
+def _chain(name: str, source: _Source, how: policy_rule.Rendering) -> Chain:
+    if source.rules is None:
+        rules = [Rule(action=DROP)]
+    else:
+        rules = [one for rule in source.rules for one in policy_rule.rules(rule, how)]
+        while rules and rules[-1].action == RETURN:
+            rules.pop()  # the end of a chain returns
+        if not rules:
+            rules = [Rule()]
+    rules[0] = replace(rules[0], comments=(*rules[0].comments, source.comment))
+    return Chain(name, tuple(rules))
