@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bgpd import exabgp_orders
+from bgpd import exabgp_listening, exabgp_orders
 from bgpd.speaker_file import read_header
 
 SUPPORTED_VERSION = "5.0.15"
@@ -44,6 +44,7 @@ def apply(report_refusal: Callable[[str], None], configuration: Path) -> None:
     if version != SUPPORTED_VERSION:
         raise UnsupportedSpeaker(f"exabgp {version} is installed, {SUPPORTED_VERSION} is needed")
     from exabgp.configuration.configuration import Configuration
+    from exabgp.reactor import listener
     from exabgp.reactor.api import API
     from exabgp.reactor.delay import Delay
     from exabgp.reactor.loop import Reactor
@@ -56,6 +57,7 @@ def apply(report_refusal: Callable[[str], None], configuration: Path) -> None:
     listen_as_configured(Reactor, configuration)
     retry_soon(Delay)
     exabgp_orders.apply(API, Peer)
+    exabgp_listening.apply(listener)
 
 
 def keep_latest_change(rib_class: Any) -> None:
@@ -113,7 +115,7 @@ def listen_as_configured(reactor_class: Any, configuration: Path) -> None:
 
         listen = read_header(configuration).listen
         if listen is not None:
-            reactor._ips = [IP.create(listen.address)]
+            reactor._ips = [IP.create(address) for address in listen.addresses]
             reactor._port = listen.port
         return reload(reactor)
 

@@ -49,7 +49,7 @@ def environment(listen: Listen, *, reactor_speed: str = "1.0") -> Mapping[str, s
         "exabgp_log_level": "WARNING",
         "exabgp_log_destination": "stderr",
         "exabgp_reactor_speed": reactor_speed,
-        "exabgp_tcp_bind": listen.address,
+        "exabgp_tcp_bind": " ".join(listen.addresses),
         "exabgp_tcp_port": str(listen.port),
     }
 
@@ -87,10 +87,9 @@ def _wait_to_listen(path: Path) -> Listen:
     while True:
         listen = read_header(path).listen or DEFAULT_LISTEN
         try:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((listen.address, listen.port))
-                return listen
+            for address in listen.addresses:
+                _try_to_bind(address, listen.port)
+            return listen
         except OSError as error:
             if str(error) != reported:
                 reported = str(error)
@@ -98,6 +97,16 @@ def _wait_to_listen(path: Path) -> Listen:
                     "cannot listen yet", address=listen.address, port=listen.port, error=reported
                 )
             time.sleep(POLL_S)
+
+
+def _try_to_bind(address: str, port: int) -> None:
+    """Raises OSError if ExaBGP could not either."""
+    is_ipv6 = ":" in address
+    with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_ipv6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.bind((address, port))
 
 
 def _run(path: Path) -> int:

@@ -23,10 +23,15 @@ _DESCRIPTION = re.compile(r'\s*description "?([^";]*)"?;')
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where the speaker waits for peers."""
+    """Where the speaker waits for peers; `address` may be several, separated by commas."""
 
     address: str
     port: int
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """One by one."""
+        return tuple(self.address.split(","))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
     etcd ─▶ Syncer ─▶ View ─ kick ─▶ render ─▶ changed? ─▶ check ─▶ rename ─▶ exabgp.conf
                                                                           ─▶ confd-status.json
 
-Nodes, BGPPeers and BGPConfigurations are all it reads. Nothing is written before the datastore is
-in sync: earlier, peers not wanted and peers not yet seen look alike. confd does not reload ExaBGP:
-bgpd does, which knows when the speaker is quiet. A node without a BGP address, or without any
-peer, gets a file without sessions, which ExaBGP runs, so that a peer is later added by a reload.
+Nodes, BGPPeers, BGPConfigurations and the passwords of sessions are all it reads. Nothing is
+written before the datastore is in sync: earlier, peers not wanted and peers not yet seen look
+alike. confd does not reload ExaBGP: bgpd does, which knows when the speaker is quiet. A node
+without a BGP address, or without any peer, gets a file without sessions, which ExaBGP runs, so that
+a peer is later added by a reload. A session whose password cannot be had is left out and named.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,13 +26,14 @@ from prometheus_client import Counter, Gauge
 
 from confd.check import refusal
 from confd.install import Installer, Outcome, State, write
+from confd.passwords import Missing, Passwords
 from confd.render import SpeakerInputs, labels_of, render_exabgp
 from cymric.datastore.api import Datastore
 from cymric.datastore.etcd import open_datastore
 from cymric.datastore.syncer import Syncer, Update
 from cymric.kernel.command import Commands, HostCommands
-from cymric.model.keys import ResourceKey, resource_prefix
-from cymric.model.peering import Peering, PeeringInputs, peering_of
+from cymric.model.keys import BGP_PASSWORDS, ResourceKey, resource_prefix
+from cymric.model.peering import PasswordRef, PeeringInputs, Session, peering_of
 from cymric.model.resources import BGPConfiguration, BGPPeer, Node
 from cymric.runtime.daemon import run_daemon
 from cymric.runtime.health import Health
@@ -45,9 +47,10 @@ log = structlog.get_logger()
 KINDS = ("Node", "BGPPeer", "BGPConfiguration")
 IN_SYNC, INSTALLED = "datastore in sync", "speaker configuration installed"
 STATUS_FILE = "confd-status.json"
-LISTEN_ADDRESS = "0.0.0.0"
-"""Calico's default: any address. ExaBGP matches a connection to the peer's local address itself."""
+MESH = "BGPConfiguration default"
+"""Under this name problems of the mesh are reported, beside those of BGPPeers."""
 
+CHECK_PASSWORD_FILES_EVERY_S = 2.0
 CHECK_EVERY_S = 30.0
 """How often the file is compared though nothing changed: somebody may have removed it."""
 
@@ -74,10 +77,11 @@ async def run(settings: Settings, health: Health, store: Datastore, commands: Co
     in_sync = asyncio.Event()
     kick = Kick()
     view = View()
-    writer = Writer(settings, commands)
+    passwords = Passwords(settings.bgp_password_dir)
+    writer = Writer(settings, commands, passwords)
 
     def on_updates(updates: Sequence[Update]) -> None:
-        if view.update(updates):
+        if view.update(updates) | passwords.update(updates):
             kick()
 
     def on_in_sync() -> None:
@@ -99,10 +103,18 @@ async def run(settings: Settings, health: Health, store: Datastore, commands: Co
             health.set_ready(INSTALLED, is_ready=outcome.state is not State.REFUSED)
             await kick.wait(CHECK_EVERY_S)
 
-    syncer = Syncer(store, [resource_prefix(kind) for kind in KINDS], on_updates, on_in_sync)
+    async def watch_password_files() -> None:
+        while True:
+            await asyncio.sleep(CHECK_PASSWORD_FILES_EVERY_S)
+            if writer.are_passwords_changed():
+                kick()
+
+    prefixes = [*map(resource_prefix, KINDS), BGP_PASSWORDS]
+    syncer = Syncer(store, prefixes, on_updates, on_in_sync)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(syncer.run(), name="syncer")
         tasks.create_task(write_when_kicked(), name="write")
+        tasks.create_task(watch_password_files(), name="watch password files")
 
 
 class View:
@@ -140,55 +152,87 @@ class View:
 class Writer:
     """Renders, installs and tells how it went."""
 
-    def __init__(self, settings: Settings, commands: Commands) -> None:
+    def __init__(self, settings: Settings, commands: Commands, passwords: Passwords) -> None:
         self._settings = settings
         self._commands = commands
+        self._passwords = passwords
+        self._password_refs: frozenset[PasswordRef] = frozenset()
+        self._password_files = passwords.signature(())
         self._installer = Installer(settings.exabgp_config)
         self._told: object = None
+
+    def are_passwords_changed(self) -> bool:
+        """Whether files have changed since the last `write`."""
+        return self._passwords.signature(self._password_refs) != self._password_files
 
     async def write(self, inputs: PeeringInputs) -> Outcome:
         """Bring the file in step with `inputs`. Raises OSError if it cannot be written."""
         node = self._settings.node_name
         peering = peering_of(node, inputs)
+        sessions, passwords, unsupported = self._with_passwords(peering.sessions)
         text = render_exabgp(
             SpeakerInputs(
                 node=node,
-                # Passwords come with the next change; no session without the one asked for.
-                sessions=[each for each in peering.sessions if each.password is None],
-                listen_address=LISTEN_ADDRESS,
+                sessions=sessions,
+                listen_address=",".join(peering.listen) or "0.0.0.0",
                 listen_port=inputs.listen_port(node),
                 relay_command=relay_command(self._settings.speaker_socket),
+                passwords=passwords,
             )
         )
         labels = labels_of(text)
         outcome = await self._installer.install(
             text, lambda path: refusal(self._commands, path, labels)
         )
-        self._tell(peering, outcome)
+        self._tell(sessions, {**peering.unsupported, **unsupported}, outcome)
         return outcome
 
-    def _tell(self, peering: Peering, outcome: Outcome) -> None:
+    def _with_passwords(
+        self, wanted: Sequence[Session]
+    ) -> tuple[list[Session], dict[PasswordRef, bytes], dict[str, str]]:
+        """The sessions that can have the password they ask for; the others, by name, and why."""
+        refs = frozenset(each.password for each in wanted if each.password is not None)
+        # Read before the files: a file changed in between is then noticed the next time.
+        self._password_refs, self._password_files = refs, self._passwords.signature(refs)
+        passwords: dict[PasswordRef, bytes] = {}
+        missing: dict[PasswordRef, str] = {}
+        for ref in refs:
+            try:
+                passwords[ref] = self._passwords.read(ref)
+            except Missing as error:
+                missing[ref] = str(error)
+        sessions = [each for each in wanted if each.password not in missing]
+        reasons = {
+            each.bgp_peer or MESH: missing[each.password]
+            for each in wanted
+            if each.password in missing
+        }
+        return sessions, passwords, reasons
+
+    def _tell(
+        self, sessions: Sequence[Session], unsupported: Mapping[str, str], outcome: Outcome
+    ) -> None:
         OUTCOMES.labels(outcome.state).inc()
-        SESSIONS.set(len(peering.sessions))
-        UNSUPPORTED.set(len(peering.unsupported))
+        SESSIONS.set(len(sessions))
+        UNSUPPORTED.set(len(unsupported))
         REFUSED.set(outcome.state is State.REFUSED)
         status = {
             "state": "refused" if outcome.state is State.REFUSED else "installed",
             "reason": outcome.reason,
             "sessions": [
                 {"name": each.name, "peer": str(each.peer_address), "type": each.peer_type}
-                for each in peering.sessions
+                for each in sessions
             ],
-            "unsupported": dict(peering.unsupported),
+            "unsupported": dict(unsupported),
         }
         if outcome.state is State.INSTALLED:
-            log.info("speaker configuration installed", sessions=len(peering.sessions))
+            log.info("speaker configuration installed", sessions=len(sessions))
         if status == self._told:
             return
         self._told = status
         if outcome.state is State.REFUSED:
             log.error("speaker configuration refused, the old one stays", reason=outcome.reason)
-        for name, reason in sorted(peering.unsupported.items()):
+        for name, reason in sorted(unsupported.items()):
             log.warning("BGPPeer is not honoured", peer=name, reason=reason)
         path = self._settings.run_dir / STATUS_FILE
         temporary = path.with_name(path.name + ".new")

@@ -20,6 +20,7 @@ from cymric.model.keys import (
     IPAMConfigKey,
     Key,
     MalformedKey,
+    PasswordKey,
     ResourceKey,
     parse_key,
 )
@@ -125,6 +126,8 @@ def _decode_value(key: Key, value: bytes) -> object:
             return decode_as(ipam.AllocationHandle, value)
         case IPAMConfigKey():
             return decode_as(ipam.IPAMConfig, value)
+        case PasswordKey():
+            return value
         case ResourceKey():
             return _decode_resource(key, value)
 

@@ -19,6 +19,8 @@ HOSTS = IPAM + "host/"
 VIRTUAL = IPAM + "virtual/"
 HANDLES = IPAM + "handle/"
 IPAM_CONFIG = IPAM + "config"
+BGP_PASSWORDS = "/cymric/bgp-passwords/"
+"""Ours, beside Calico's keys: only nodes may read it (docs/etcd.md)."""
 
 PLURALS = {
     "BGPConfiguration": "bgpconfigurations",
@@ -124,7 +126,18 @@ class IPAMConfigKey:
         return IPAM_CONFIG
 
 
-Key = ResourceKey | BlockKey | AffinityKey | HandleKey | IPAMConfigKey
+@dataclass(frozen=True, slots=True)
+class PasswordKey:
+    """The password of BGP sessions: `key` within the secret `name`. The value is raw bytes."""
+
+    name: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{BGP_PASSWORDS}{self.name}/{self.key}"
+
+
+Key = PasswordKey | ResourceKey | BlockKey | AffinityKey | HandleKey | IPAMConfigKey
 
 
 def resource_prefix(kind: str, namespace: str = "") -> str:
@@ -161,6 +174,11 @@ def parse_key(text: str) -> Key | None:
         if match is None:
             raise MalformedKey(f"{text} is not the key of a handle")
         return HandleKey(match[1])
+    if text.startswith(BGP_PASSWORDS):
+        name, _, key = text[len(BGP_PASSWORDS) :].partition("/")
+        if not name or not key or "/" in key:
+            raise MalformedKey(f"{text} is not the key of a password")
+        return PasswordKey(name, key)
     return IPAMConfigKey() if text == IPAM_CONFIG else None
 
 

@@ -52,6 +52,7 @@ class Settings:
     etcd_password: str = ""
     run_dir: Path = RUN_DIR
     state_dir: Path = Path("/var/lib/cymric")
+    bgp_password_dir: Path = Path("/etc/cymric/bgp-passwords")
     endpoint_status_dir: Path = Path("/var/run/calico/endpoint-status")
     policy_setup_timeout_s: float = 5.0
     bird_socket_dir: str = ""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import re
+import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -20,8 +23,8 @@ from confd.render import SpeakerInputs, labels_of, render_exabgp
 from cymric.datastore.api import delete, put
 from cymric.datastore.memory import MemoryDatastore
 from cymric.kernel.command import Finished, HostCommands
-from cymric.model.keys import ResourceKey
-from cymric.model.peering import PeerType, Session
+from cymric.model.keys import PasswordKey, ResourceKey
+from cymric.model.peering import PasswordRef, PeerType, Session
 from cymric.runtime.health import Health
 from cymric.runtime.settings import Settings
 from tests.support.eventually import eventually
@@ -61,8 +64,15 @@ ROUTER = session(
 PATIENT = session("198.19.0.10", restart_time_s=100_000)
 
 
-def rendered(*sessions: Session) -> str:
-    """The file of node1 with these sessions."""
+SECRET = PasswordRef("bgp", "tor")
+SIX = session(
+    "fd00::3", name="Mesh_fd00__3", local_address=ip_address("fd00::2"), is_source_fixed=False
+)
+GUARDED = session("198.19.0.4", password=SECRET, ttl_security=2, hold_time_s=9)
+
+
+def rendered(*sessions: Session, password: bytes = b"it's \"; \\ {") -> str:
+    """The file of node1 with these sessions; the password needs every kind of quoting."""
     return render_exabgp(
         SpeakerInputs(
             node="node1",
@@ -70,6 +80,7 @@ def rendered(*sessions: Session) -> str:
             listen_address="0.0.0.0",
             listen_port=179,
             relay_command=RELAY,
+            passwords={SECRET: password},
         )
     )
 
@@ -114,6 +125,44 @@ def test_names_cannot_break_out_of_a_comment() -> None:
     assert "node x?neighbor 1.2.3.4 ???u0041\n" in text
 
 
+@pytest.mark.parametrize(
+    ("one", "lines"),
+    [
+        pytest.param(MESH, ["hold-time 240;", "ipv4 unicast;", "passive true;"], id="usual"),
+        pytest.param(SIX, ["ipv6 unicast;", "local-address auto;", "router-id 198.19.0.2;"],
+                     id="IPv6, any source"),
+        pytest.param(GUARDED, ["incoming-ttl 254;", "outgoing-ttl 255;", "hold-time 9;",
+                               "md5-password aXQncyAiOyBcIHs=;", "md5-base64 true;"], id="guarded"),
+        pytest.param(session("198.19.0.4", local_asn=65010), ["local-as 65010;"], id="own AS"),
+    ],
+)  # fmt: skip
+def test_options_of_a_session(one: Session, lines: list[str]) -> None:
+    """Each option is one line of the peer's block."""
+    text = rendered(one)
+    assert [line for line in lines if f"    {line}\n" not in text] == []
+
+
+def test_options_not_asked_for_are_absent() -> None:
+    """No empty password and no TTL limit where none was asked for."""
+    assert not [word for word in ("md5", "ttl") if word in rendered(MESH, SIX)]
+
+
+def test_label_follows_the_password_without_telling_it() -> None:
+    """Another password is another label, of that session alone; the text holds no fast hash."""
+    before, after = rendered(GUARDED, MESH), rendered(GUARDED, MESH, password=b"other")
+    assert labels_of(before)["198.19.0.4"] != labels_of(after)["198.19.0.4"]
+    assert labels_of(before)["198.19.0.3"] == labels_of(after)["198.19.0.3"]
+
+
+def test_password_that_is_not_given_is_an_error() -> None:
+    """A session is never rendered without the password it names."""
+    inputs = SpeakerInputs(
+        node="n", sessions=[GUARDED], listen_address="::", listen_port=179, relay_command=RELAY
+    )
+    with pytest.raises(KeyError):
+        render_exabgp(inputs)
+
+
 def test_path_that_needs_quoting_is_refused() -> None:
     """ExaBGP's configuration cannot hold every path; better no file than another one."""
     inputs = SpeakerInputs(
@@ -130,6 +179,7 @@ def test_path_that_needs_quoting_is_refused() -> None:
     "text",
     [
         pytest.param(rendered(MESH, ROUTER, PATIENT), id="three peers"),
+        pytest.param(rendered(GUARDED, SIX, MESH), id="passwords, TTL security, IPv6"),
         pytest.param(rendered(), id="no peer"),
     ],
 )
@@ -240,7 +290,11 @@ class Confd:
 
     def __init__(self, directory: Path) -> None:
         self.store = MemoryDatastore()
-        self.settings = Settings(node_name="node1", run_dir=directory / "run")
+        self.settings = Settings(
+            node_name="node1",
+            run_dir=directory / "run",
+            bgp_password_dir=directory / "bgp-passwords",
+        )
         self.health = Health()
         self.checker = Checker()
 
@@ -276,6 +330,27 @@ class Confd:
             "spec": spec,
         }
         await put(self.store, str(ResourceKey(kind, name)), json.dumps(value).encode())
+
+    def write_password(self, text: str, *, mode: int = 0o600) -> None:
+        """Put the file of secret bgp, key tor."""
+        path = self.settings.bgp_password_dir / "bgp" / "tor"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+
+    async def guarded_peer(self) -> None:
+        """Store a peer whose session needs the password of secret bgp, key tor."""
+        await self.node("node1", "198.19.0.2/20")
+        secret = {"secretKeyRef": {"name": "bgp", "key": "tor"}}
+        spec = {"peerIP": "198.19.15.254", "asNumber": 64512, "password": secret}
+        await self.put("BGPPeer", "tor", spec)
+
+    @property
+    def passwords(self) -> list[bytes]:
+        """The passwords in the installed file."""
+        path = self.settings.exabgp_config
+        text = path.read_text() if path.exists() else ""
+        return [base64.b64decode(word) for word in re.findall(r"md5-password (\S+);", text)]
 
     async def node(self, name: str, address: str = "") -> None:
         """Store a Node with that BGP address."""
@@ -366,3 +441,86 @@ async def test_listen_port_is_in_the_file(confd: Confd) -> None:
         text = confd.settings.exabgp_config.read_text()
         assert parse_header(text).listen == Listen("0.0.0.0", 1790)
         assert "connect 1790;" in text
+
+
+# --- passwords ------------------------------------------------------------------------------------
+
+
+async def test_session_waits_for_its_password(
+    confd: Confd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without its secret there is no session, and the reason is told; files win over the datastore.
+
+    Every change is followed, the file holds the newest, and neither log nor status has any of them.
+    """
+    monkeypatch.setattr("confd.daemon.CHECK_PASSWORD_FILES_EVERY_S", 0.02)
+    await confd.guarded_peer()
+    async with confd.running():
+        await eventually(
+            lambda: "no password" in confd.status.get("unsupported", {}).get("tor", "")
+        )
+        assert confd.peers == []
+        await put(confd.store, str(PasswordKey("bgp", "tor")), b"stored-1\n")
+        await eventually(lambda: confd.passwords == [b"stored-1"])
+        assert confd.status["unsupported"] == {}
+        await put(confd.store, str(PasswordKey("bgp", "tor")), b"stored-2")
+        await eventually(lambda: confd.passwords == [b"stored-2"])
+        confd.write_password("filed-1\n")
+        await eventually(lambda: confd.passwords == [b"filed-1"])
+        confd.write_password("filed-22")
+        await eventually(lambda: confd.passwords == [b"filed-22"])
+        assert stat.S_IMODE(confd.settings.exabgp_config.stat().st_mode) == 0o600
+        (confd.settings.bgp_password_dir / "bgp" / "tor").unlink()
+        await eventually(lambda: confd.passwords == [b"stored-2"])
+        await delete(confd.store, str(PasswordKey("bgp", "tor")))
+        await eventually(lambda: confd.peers == [])
+    told = capsys.readouterr()
+    assert not re.search(r"stored-\d|filed-\d", told.out + told.err + json.dumps(confd.status))
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "reason"),
+    [
+        pytest.param("open", 0o640, "can be read by others", id="readable by a group"),
+        pytest.param("", 0o600, "has 0 bytes", id="empty"),
+        pytest.param("\n", 0o600, "has 0 bytes", id="only a newline"),
+        pytest.param("x" * 81, 0o600, "has 81 bytes", id="too long for the kernel"),
+    ],
+)
+async def test_password_that_cannot_be_used(
+    confd: Confd, text: str, mode: int, reason: str
+) -> None:
+    """An unusable file is no password, also when the datastore has a good one."""
+    confd.write_password(text, mode=mode)
+    await put(confd.store, str(PasswordKey("bgp", "tor")), b"good")
+    await confd.guarded_peer()
+    async with confd.running():
+        await eventually(lambda: reason in confd.status.get("unsupported", {}).get("tor", ""))
+        assert confd.peers == []
+
+
+async def test_mesh_waits_for_its_password(confd: Confd) -> None:
+    """A mesh password that is missing leaves the mesh out, and other sessions in."""
+    secret = {"secretKeyRef": {"name": "bgp", "key": "mesh"}}
+    await confd.put("BGPConfiguration", "default", {"nodeMeshPassword": secret})
+    await confd.node("node1", "198.19.0.2/20")
+    await confd.node("node2", "198.19.0.3/20")
+    await confd.put("BGPPeer", "router", {"peerIP": "198.19.15.254", "asNumber": 64512})
+    async with confd.running():
+        await eventually(lambda: confd.peers == ["198.19.15.254"])
+        assert "bgp/mesh" in confd.status["unsupported"]["BGPConfiguration default"]
+        await put(confd.store, str(PasswordKey("bgp", "mesh")), b"shared")
+        await eventually(lambda: confd.peers == ["198.19.0.3", "198.19.15.254"])
+        assert confd.passwords == [b"shared"]
+
+
+async def test_ipv6_node_listens_in_both_families(confd: Confd) -> None:
+    """A node with both addresses waits for peers on both, and has a mesh session in each."""
+    for name, last in (("node1", 2), ("node2", 3)):
+        bgp = {"ipv4Address": f"198.19.0.{last}/20", "ipv6Address": f"fd00::{last}/64"}
+        await confd.put("Node", name, {"bgp": bgp})
+    async with confd.running():
+        await eventually(lambda: confd.peers == ["198.19.0.3", "fd00::3"])
+        listen = parse_header(confd.settings.exabgp_config.read_text()).listen
+        assert listen is not None
+        assert listen.addresses == ("0.0.0.0", "::")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cymric.model.bfd import BfdParameters
 from cymric.model.peering import (
     NextHopMode,
     PasswordRef,
@@ -289,9 +290,9 @@ def test_options(spec: dict[str, Any], field: str, value: object) -> None:
 
 def test_own_annotations_travel_with_the_session() -> None:
     """Annotations of ours reach it, those of others do not."""
-    notes = {"cymric.io/bfd": "300ms", "example.org/x": "y"}
+    notes = {"cymric.io/bfd": "off", "example.org/x": "y"}
     given = inputs(A, peer("p", notes, peer_ip="10.0.9.1"))
-    assert sessions("a", given)["Global_10_0_9_1"].annotations == {"cymric.io/bfd": "300ms"}
+    assert sessions("a", given)["Global_10_0_9_1"].annotations == {"cymric.io/bfd": "off"}
 
 
 @pytest.mark.parametrize(("text", "limit"), [("5000", 5000), ("0", None), ("many", None)])
@@ -301,6 +302,14 @@ def test_prefix_limit_is_an_annotation(text: str, limit: int | None) -> None:
     peering = peering_of("a", given)
     assert [each.max_prefixes for each in peering.sessions] == ([limit] if limit else [])
     assert ("p" in peering.unsupported) is (limit is None)
+
+
+def test_bfd_is_an_annotation() -> None:
+    """It is read once, here; a text that means nothing is reported."""
+    given = inputs(A, peer("p", {"cymric.io/bfd": "300ms x 3"}, peer_ip="10.0.9.1"))
+    assert sessions("a", given)["Global_10_0_9_1"].bfd == BfdParameters()
+    broken = inputs(A, peer("p", {"cymric.io/bfd": "quick"}, peer_ip="10.0.9.1"))
+    assert "quick" in peering_of("a", broken).unsupported["p"]
 
 
 @pytest.mark.parametrize(

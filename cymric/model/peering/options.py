@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from cymric.model.bfd import BfdParameters, bfd_of
 from cymric.model.durations import duration_s
 from cymric.model.net import Address, parse_address
 from cymric.model.peering.inputs import PeeringInputs
@@ -19,7 +20,7 @@ from cymric.model.peering.values import (
     NextHopMode,
     PasswordRef,
 )
-from cymric.model.resources import BGPPeer
+from cymric.model.resources import BGPPeer, Resource
 
 LONGEST_HOLD_TIME_S = 65535
 MAX_PREFIXES = ANNOTATION_PREFIX + "max-prefixes"
@@ -40,6 +41,7 @@ class Options(TypedDict, total=False):
     is_source_fixed: bool
     next_hop_mode: NextHopMode
     max_prefixes: int | None
+    bfd: BfdParameters | None
     allowed_own_asns: int
     reachable_by: Address | None
     filters: tuple[str, ...]
@@ -71,6 +73,7 @@ def of_peer(peer: BGPPeer, *, is_ibgp: bool) -> Options:
         is_source_fixed=spec.source_address != "None",
         next_hop_mode=_next_hop_mode(peer, is_ibgp=is_ibgp),
         max_prefixes=_max_prefixes(peer.annotations.get(MAX_PREFIXES)),
+        bfd=_bfd(peer),
         allowed_own_asns=spec.num_allowed_local_as_numbers if spec.peer_ip else 0,
         reachable_by=parse_address(spec.reachable_by) if spec.reachable_by else None,
         filters=spec.filters,
@@ -86,6 +89,7 @@ def of_mesh(inputs: PeeringInputs) -> Options:
     return Options(
         restart_time_s=_restart_time_s(cluster.node_mesh_max_restart_time),
         password=_password(cluster.node_mesh_password),
+        bfd=None if default is None else _bfd(default),
         annotations=_annotations({} if default is None else default.annotations),
     )
 
@@ -107,6 +111,13 @@ def _max_prefixes(text: str | None) -> int | None:
     if not text.isascii() or not text.isdecimal() or int(text) == 0:
         raise Unsupported(f"annotation {MAX_PREFIXES} {text!r} is no positive number")
     return int(text)
+
+
+def _bfd(resource: Resource) -> BfdParameters | None:
+    try:
+        return bfd_of(resource)
+    except ValueError as error:
+        raise Unsupported(f"annotation {error}") from None
 
 
 def _next_hop_mode(peer: BGPPeer, *, is_ibgp: bool) -> NextHopMode:

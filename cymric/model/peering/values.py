@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cymric.model.bfd import BfdParameters
 from cymric.model.net import Address
 
 DEFAULT_RESTART_TIME_S = 120
@@ -62,6 +63,7 @@ class Session:
     `is_source_fixed`: connections leave from `local_address`, not from what the kernel picks.
     `cluster_id` is this node's when it is a route reflector (RFC 4456); `is_reflector_client`: the
     peer is then its client. `max_prefixes` limits what the peer may announce, None: the default.
+    `bfd`: how BFD (RFC 5880) watches the peer, None: not at all.
     `allowed_own_asns`: how often our AS may stand in a received path. `reachable_by`: the gateway
     towards the peer. `filters` are names of BGPFilters, in order. `annotations` holds the
     `cymric.io/` ones of the BGPPeer, or of the cluster's BGPConfiguration for the mesh.
@@ -85,6 +87,7 @@ class Session:
     is_source_fixed: bool = True
     next_hop_mode: NextHopMode = NextHopMode.AUTO
     max_prefixes: int | None = None
+    bfd: BfdParameters | None = None
     cluster_id: str = ""
     is_reflector_client: bool = False
     allowed_own_asns: int = 0
