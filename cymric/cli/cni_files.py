@@ -6,13 +6,18 @@
 Executables come before the list that makes a runtime call them, and go after it. Every file appears
 whole or not at all. A file that is not ours (by what is in it, not by its name) is neither
 overwritten nor removed.
+
+The list says 1.0.0 to runtimes that know one version only, as many in use refuse a newer one; to
+others it offers (`cniVersions`) all that we and the plugins after us know. With 1.1.0 they also
+call GC and STATUS. Source: CNI specification 1.1.0, version considerations.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +34,29 @@ from cymric.runtime.cni_executables import (
 )
 
 CONFLIST = "10-cymric.conflist"
-CNI_VERSION = "1.0.0"
+CNI_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+"""What our executables know, ascending."""
+KNOWN_EVERYWHERE = CNI_VERSIONS[:3]
+"""What every plugin that cannot be asked is taken to know; the last is said to old runtimes."""
+VERSION_TIMEOUT_S = 10
+CAPABILITIES = ("bandwidth", "ips", "mac", "io.kubernetes.cri.pod-annotations")
+"""What of a container's wishes a runtime hands to us; `bandwidth` only where no plugin of that name
+does it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the list says. `mtu` 0 leaves it to cnid; `chained` run after us, by type."""
+    """What the list says. `mtu` 0 leaves it to cnid; `chained` run after us, by type.
+
+    `versions` of CNI are those that all plugins of the list know, ascending.
+    """
 
     name: str
     socket: Path
     mtu: int = 0
     is_kubernetes: bool = False
     chained: tuple[str, ...] = ()
+    versions: tuple[str, ...] = CNI_VERSIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,15 +94,25 @@ def conflist(wanted: Wanted) -> str:
         plugin["mtu"] = wanted.mtu
     if wanted.is_kubernetes:
         plugin["policy"] = {"type": "k8s"}
+    wishes = {name: True for name in CAPABILITIES if name not in wanted.chained}
+    plugin["capabilities"] = wishes
     plugin["ipam"] = {"type": "cymric-cni-ipam", "assign_ipv4": "true"}
     chained = [_chained(kind) for kind in wanted.chained]
-    tree = {"cniVersion": CNI_VERSION, "name": wanted.name, "plugins": [plugin, *chained]}
+    old = [version for version in wanted.versions if version in KNOWN_EVERYWHERE]
+    tree = {
+        "cniVersion": [*wanted.versions[:1], *old][-1],
+        "cniVersions": list(wanted.versions),
+        "name": wanted.name,
+        "plugins": [plugin, *chained],
+    }
     return json.dumps(tree, indent=2) + "\n"
 
 
 def install(places: Places, wanted: Wanted) -> tuple[str, ...]:
     """Write what is missing or different; a line for each file. Raises NotOurs, OSError."""
     _refuse_foreign(places)
+    versions, told = _common_versions(places.bin_dir / kind for kind in wanted.chained)
+    wanted = replace(wanted, versions=versions)
     client = _client(places)
     files = {
         places.bin_dir / name: content
@@ -96,10 +122,8 @@ def install(places: Places, wanted: Wanted) -> tuple[str, ...]:
     done += [_remove(path) for path in places.executables if path.exists() and path not in files]
     done.append(_write(places.conflist, conflist(wanted).encode(), mode=0o600))
     if client is None:
-        done.append(
-            "no C compiler here: the executables are Python, a call takes 10 ms more"
-        )
-    return tuple(done)
+        done.append("no C compiler here: the executables are Python, a call takes 10 ms more")
+    return (*done, *told)
 
 
 def build(output: Path) -> str:
@@ -122,6 +146,43 @@ def _chained(kind: str) -> dict[str, Any]:
     if kind in capabilities:
         return {"type": kind, "capabilities": {capabilities[kind]: True}}
     return {"type": kind}
+
+
+def _common_versions(chained: Iterable[Path]) -> tuple[tuple[str, ...], list[str]]:
+    """The versions that we and all of these know, and what to tell. Raises ObjectError."""
+    common, told = list(CNI_VERSIONS), []
+    for path in chained:
+        try:
+            known = _versions_of(path)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            known = KNOWN_EVERYWHERE
+            told.append(
+                f"{path}: does not tell its versions, taken to know none after 1.0.0: {error}"
+            )
+        common = [version for version in common if version in known]
+        if not common:
+            raise ObjectError(f"{path} knows no version of CNI that the others know")
+    if CNI_VERSIONS[-1] not in common:
+        told.append(
+            "a plugin in the list is older than CNI 1.1.0: GC and STATUS will not be called"
+        )
+    return tuple(common), told
+
+
+def _versions_of(plugin: Path) -> Sequence[str]:
+    """What a plugin says it knows. Raises OSError, ValueError, SubprocessError."""
+    done = subprocess.run(
+        [plugin],
+        env={"CNI_COMMAND": "VERSION"},
+        input=json.dumps({"cniVersion": KNOWN_EVERYWHERE[-1]}).encode(),
+        capture_output=True,
+        check=True,
+        timeout=VERSION_TIMEOUT_S,
+    )
+    try:
+        return [str(version) for version in json.loads(done.stdout)["supportedVersions"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no supportedVersions: {error!r}") from None
 
 
 def _client(places: Places) -> bytes | None:

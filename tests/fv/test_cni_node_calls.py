@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from cymric.cli import cni_files
+from cymric.cli.cni_files import Wanted
 from tests.support.cni_node import Answer, CniNode, Pod, finished, node_with_etcd, output
 from tests.support.eventually import eventually_now
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd]
 
 DEBIAN = "/usr/lib/cni"
+RUNTIME_KNOWS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 
 @pytest.fixture
@@ -51,6 +55,23 @@ def test_gc_removes_what_is_not_listed(node: CniNode) -> None:
     assert gc(node, [kept]).code == 0
     assert gc(node, [], name="another").code == 0
     assert gc(node, []).code == 0
+    node.assert_nothing_left()
+
+
+def test_gc_and_status_by_the_installed_list(node: CniNode) -> None:
+    """A runtime that follows the installed list, at the highest version both know, reaches us."""
+    tree = json.loads(cni_files.conflist(Wanted(name="cymric", socket=node.socket)))
+    version = max(v for v in tree["cniVersions"] if v in RUNTIME_KNOWS)
+    assert version == "1.1.0"
+    config: dict[str, Any] = {**tree["plugins"][0], "name": tree["name"], "cniVersion": version}
+    assert config.pop("socket") == str(node.socket)  # `call` adds it
+    kept, unused = pods(node, 2)
+    for pod in (kept, unused):
+        assert node.call("ADD", pod, **config).code == 0
+    assert gc(node, [kept], **config).code == 0
+    assert [e["spec"]["containerID"] for e in node.endpoints.values()] == [kept.container_id]
+    assert node.call_node("STATUS", **config).code in (0, 51)  # 51: there is no felix here
+    assert gc(node, [], **config).code == 0
     node.assert_nothing_left()
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -43,11 +44,18 @@ def test_install_and_uninstall(places: Places) -> None:
     tree = json.loads(places.conflist.read_text())
     assert tree == {
         "cniVersion": "1.0.0",
+        "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
         "name": "cymric",
         "plugins": [
             {
                 "type": "cymric-cni",
                 "socket": "/run/here/cni.sock",
+                "capabilities": {
+                    "bandwidth": True,
+                    "ips": True,
+                    "mac": True,
+                    "io.kubernetes.cri.pod-annotations": True,
+                },
                 "ipam": {"type": "cymric-cni-ipam", "assign_ipv4": "true"},
             }
         ],
@@ -71,7 +79,7 @@ def test_the_executables_run(places: Places) -> None:
             capture_output=True,
             check=True,
         )
-        assert cni_files.CNI_VERSION in json.loads(done.stdout)["supportedVersions"]
+        assert json.loads(done.stdout)["supportedVersions"] == list(cni_files.CNI_VERSIONS)
 
 
 def test_the_list_on_request(places: Places) -> None:
@@ -86,6 +94,61 @@ def test_the_list_on_request(places: Places) -> None:
         {"type": "portmap", "capabilities": {"portMappings": True}},
         {"type": "tuning"},
     ]
+
+
+def chained(places: Places, answer: str) -> dict[str, Any]:
+    """The list with a plugin after ours that answers VERSION so."""
+    places.bin_dir.mkdir()
+    plugin = places.bin_dir / "other"
+    plugin.write_text(f"#!/bin/sh\n[ $CNI_COMMAND = VERSION ] && echo '{answer}'\n")
+    plugin.chmod(0o755)
+    result = run(places, "install", "--chain=other")
+    assert result.exit_code == 0, result.output
+    tree: dict[str, Any] = json.loads(places.conflist.read_text())
+    is_told = "GC and STATUS will not be called" in result.stdout
+    assert is_told == ("1.1.0" not in tree["cniVersions"])
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("answer", "offered", "said_to_old"),
+    [
+        ('{"supportedVersions":["1.0.0","1.1.0"]}', ["1.0.0", "1.1.0"], "1.0.0"),
+        ('{"supportedVersions":["0.1.0","0.4.0","1.0.0"]}', ["0.4.0", "1.0.0"], "1.0.0"),
+        ('{"supportedVersions":["0.4.0"]}', ["0.4.0"], "0.4.0"),
+        ('{"supportedVersions":["1.1.0"]}', ["1.1.0"], "1.1.0"),
+        ("nothing", ["0.3.1", "0.4.0", "1.0.0"], "1.0.0"),
+        ("{}", ["0.3.1", "0.4.0", "1.0.0"], "1.0.0"),
+    ],
+)
+def test_versions_are_those_of_all(
+    places: Places, answer: str, offered: list[str], said_to_old: str
+) -> None:
+    """The list offers what all its plugins know, and 1.0.0 to runtimes that know no better."""
+    tree = chained(places, answer)
+    assert tree["cniVersions"] == offered
+    assert tree["cniVersion"] == said_to_old
+
+
+def test_no_version_in_common(places: Places) -> None:
+    """A plugin that knows none of our versions is refused, and nothing is written."""
+    places.bin_dir.mkdir()
+    plugin = places.bin_dir / "other"
+    plugin.write_text('#!/bin/sh\necho \'{"supportedVersions":["0.1.0"]}\'\n')
+    plugin.chmod(0o755)
+    result = run(places, "install", "--chain=other")
+    assert result.exit_code == 1
+    assert "other knows no version of CNI" in result.stderr
+    assert list(places.bin_dir.iterdir()) == [plugin]
+    assert not places.conf_dir.exists()
+
+
+def test_bandwidth_has_one_master(places: Places) -> None:
+    """With the bandwidth plugin in the list, the runtime hands bandwidth to that one alone."""
+    assert run(places, "install", "--chain=bandwidth").exit_code == 0
+    ours, other = json.loads(places.conflist.read_text())["plugins"]
+    assert set(ours["capabilities"]) == {"ips", "mac", "io.kubernetes.cri.pod-annotations"}
+    assert other["capabilities"] == {"bandwidth": True}
 
 
 @pytest.mark.parametrize("name", ["cymric-cni", "10-cymric.conflist"])
