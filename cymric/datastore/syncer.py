@@ -12,7 +12,8 @@ Invariants:
 - Batches of one prefix arrive in the datastore's order, none overtakes another, none is lost.
   Between prefixes there is no order; each prefix has its own watch.
 - A value that does not parse is absent: its key is logged and counted, and `None` delivered, so
-  that one bad object never stops a daemon and never leaves an older value of it in force.
+  that one bad object never stops a daemon and never leaves an older value of it in force. Where
+  absence could allow more than was written, `Damaged` with a strict stand-in is delivered instead.
 - Call-backs run in the event loop and must not block. An exception they raise is a bug and ends
   `run`.
 - An outage delivers nothing: what is known stays in force until the datastore speaks again.
@@ -166,10 +167,14 @@ def decode(events: Iterable[WatchEvent]) -> Iterator[Update]:
             except codec.Malformed as error:
                 UNREADABLE.inc()
                 log.warning(
-                    "stored value does not parse, treated as absent",
+                    "stored value does not parse, "
+                    + ("read in the strictest way" if error.damaged else "treated as absent"),
                     key=event.key,
                     reason=error.reason,
                 )
+                if error.damaged and (key := parse_key(event.key)):
+                    yield Update(key, error.damaged)
+                    continue
             else:
                 if decoded:
                     yield Update(*decoded)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cymric.model import endpoints, ipam, resources
+from cymric.model import endpoints, ipam, policy, resources, strictest
 from cymric.model.keys import (
     AffinityKey,
     BlockKey,
@@ -30,10 +30,19 @@ TYPE_BY_KIND: dict[str, type[resources.Resource]] = {
     "BGPPeer": resources.BGPPeer,
     "ClusterInformation": resources.ClusterInformation,
     "FelixConfiguration": resources.FelixConfiguration,
+    "GlobalNetworkPolicy": policy.GlobalNetworkPolicy,
+    "GlobalNetworkSet": policy.GlobalNetworkSet,
+    "HostEndpoint": endpoints.HostEndpoint,
     "IPPool": resources.IPPool,
     "IPReservation": resources.IPReservation,
+    "NetworkPolicy": policy.NetworkPolicy,
+    "NetworkSet": policy.NetworkSet,
     "Node": resources.Node,
-    "Profile": resources.Profile,
+    "Profile": policy.Profile,
+    "StagedGlobalNetworkPolicy": policy.StagedGlobalNetworkPolicy,
+    "StagedKubernetesNetworkPolicy": policy.StagedKubernetesNetworkPolicy,
+    "StagedNetworkPolicy": policy.StagedNetworkPolicy,
+    "Tier": policy.Tier,
     "WorkloadEndpoint": endpoints.WorkloadEndpoint,
 }
 """The kinds that have a typed form; all others decode to `Unmodelled`."""
@@ -53,12 +62,16 @@ _GO_ESCAPES = (
 
 
 class Malformed(ValueError):
-    """A key or value that cannot be right; the message names the key."""
+    """A key or value that cannot be right; the message names the key.
 
-    def __init__(self, key: str, reason: str) -> None:
+    `damaged` is what an agent that must never be weaker than written uses in its place.
+    """
+
+    def __init__(self, key: str, reason: str, damaged: strictest.Damaged | None = None) -> None:
         super().__init__(f"{key}: {reason}")
         self.key = key
         self.reason = reason
+        self.damaged = damaged
 
 
 class Unmodelled(msgspec.Struct, frozen=True):
@@ -110,7 +123,12 @@ def decode(key: str, value: bytes) -> tuple[Key, object] | None:
     try:
         return parsed, _decode_value(parsed, value)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-        raise Malformed(key, str(error)) from None
+        raise Malformed(key, str(error), _damaged(parsed, value, str(error))) from None
+
+
+def _damaged(key: Key, value: bytes, reason: str) -> strictest.Damaged | None:
+    found = strictest.stand_in(key, value) if isinstance(key, ResourceKey) else None
+    return None if found is None else strictest.Damaged(reason, found)
 
 
 def _decode_value(key: Key, value: bytes) -> object:

@@ -168,3 +168,43 @@ def host_interface_name(
         digest = hashlib.sha1(f"{namespace}.{pod}".encode(), usedforsecurity=False).hexdigest()
         return prefix + digest[:11]
     return prefix + container_id[:11]
+
+
+class HostEndpointPort(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A port of the host by name, as policy may refer to it."""
+
+    name: str
+    protocol: str | int
+    port: int
+
+
+class HostEndpointSpec(Spec, frozen=True, kw_only=True):
+    """One interface of a node, by name (`*`: all that have no own one) or by its addresses."""
+
+    node: str
+    interface_name: str = ""
+    expected_ips: tuple[str, ...] = msgspec.field(default=(), name="expectedIPs")
+    profiles: tuple[str, ...] = ()
+    ports: tuple[HostEndpointPort, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.node:
+            raise ValueError("node is required")
+        if len(self.interface_name) > MAX_INTERFACE_NAME:
+            raise ValueError(f"interfaceName {self.interface_name!r} is longer than 15 characters")
+        if not (self.interface_name or self.expected_ips):
+            raise ValueError("one of interfaceName and expectedIPs is required")
+        for text in self.expected_ips:
+            parse_address(text)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The addresses that it is expected to have, and that IP sets hold of it."""
+        return tuple(map(parse_address, self.expected_ips))
+
+
+class HostEndpoint(Resource, frozen=True, kw_only=True):
+    """See Calico's HostEndpoint resource."""
+
+    kind: str = "HostEndpoint"
+    spec: HostEndpointSpec

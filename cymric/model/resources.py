@@ -1,4 +1,4 @@
-"""The v3 resources that the daemons read: Node, IPPool, BGPPeer, configurations, Profile.
+"""The v3 resources that the daemons read: Node, IPPool, BGPPeer and the configurations.
 
 Each kind is a frozen struct with Calico's JSON names and defaults, checked once when decoded: a
 value that breaks a rule never becomes an object. Only the fields that some program reads are
@@ -367,7 +367,7 @@ def split_peer_address(text: str) -> tuple[str, int | None]:
     return str(parse_address(host)), port
 
 
-# --- Felix, cluster, profiles ---------------------------------------------------------------------
+# --- Felix, cluster -------------------------------------------------------------------------------
 
 
 class FelixConfiguration(Resource, frozen=True, kw_only=True):
@@ -392,18 +392,3 @@ class ClusterInformation(Resource, frozen=True, kw_only=True):
 
     kind: str = "ClusterInformation"
     spec: ClusterInformationSpec = ClusterInformationSpec()
-
-
-class ProfileSpec(Spec, frozen=True, kw_only=True):
-    """Rules as JSON trees; Felix turns them into its own."""
-
-    ingress: tuple[dict[str, Any], ...] = ()
-    egress: tuple[dict[str, Any], ...] = ()
-    labels_to_apply: dict[str, str] = {}
-
-
-class Profile(Resource, frozen=True, kw_only=True):
-    """Rules and labels for the endpoints that name it."""
-
-    kind: str = "Profile"
-    spec: ProfileSpec = ProfileSpec()

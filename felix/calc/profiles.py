@@ -1,35 +1,12 @@
-"""A stored profile's rules as verdicts.
-
-Only rules that match every packet can be rendered so far. One rule with a match closes its whole
-direction: leaving the rule out, or reading it without its match, could allow what was not meant.
-"""
+"""A stored profile as rules. A profile that does not exist allows nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from cymric.model.resources import DEFAULT_ALLOW_PROFILE, Profile
-from felix.calc.values import PolicyRule, ProfileRules, Verdict
-
-MATCH_FIELDS = (
-    "protocol",
-    "notProtocol",
-    "icmp",
-    "notICMP",
-    "source",
-    "destination",
-    "http",
-)
-
-_VERDICT_BY_ACTION = {
-    "": Verdict.ALLOW,
-    "allow": Verdict.ALLOW,
-    "deny": Verdict.DENY,
-    "pass": Verdict.PASS,
-    "next-tier": Verdict.PASS,
-    "log": Verdict.LOG,
-}
+from cymric.model.policy import Profile
+from cymric.model.resources import DEFAULT_ALLOW_PROFILE
+from felix.calc.conversion import Converted, convert
+from felix.calc.policies import PolicyRule, Verdict
+from felix.calc.values import ProfileRules
 
 _ALLOW = (PolicyRule(Verdict.ALLOW),)
 DEFAULT_ALLOW = ProfileRules(DEFAULT_ALLOW_PROFILE, _ALLOW, _ALLOW)
@@ -37,29 +14,29 @@ DEFAULT_ALLOW = ProfileRules(DEFAULT_ALLOW_PROFILE, _ALLOW, _ALLOW)
 
 
 def missing(name: str) -> ProfileRules:
-    """What a profile means that does not exist: nothing is allowed."""
+    """What a profile means that does not exist: everything is dropped."""
     return ProfileRules(name, None, None)
 
 
-def convert(profile: Profile) -> tuple[ProfileRules, str | None]:
+def rules_of(profile: Profile) -> tuple[ProfileRules, str | None]:
     """The rules, and why they are not as written (None if they are)."""
-    name = profile.metadata.name
-    inbound, in_trouble = _direction("ingress", profile.spec.ingress)
-    outbound, out_trouble = _direction("egress", profile.spec.egress)
-    troubles = "; ".join(text for text in (in_trouble, out_trouble) if text)
-    return ProfileRules(name, inbound, outbound), troubles or None
+    inbound = convert("ingress", profile.spec.ingress)
+    outbound = convert("egress", profile.spec.egress)
+    troubles = [
+        f"{word} has rules with matches, so {word} drops everything"
+        for word, found in (("ingress", inbound), ("egress", outbound))
+        if _has_match(found)
+    ]
+    return (
+        ProfileRules(
+            profile.metadata.name,
+            None if _has_match(inbound) else inbound.rules,
+            None if _has_match(outbound) else outbound.rules,
+        ),
+        "; ".join(troubles) or None,
+    )
 
 
-def _direction(
-    word: str, rules: Sequence[Mapping[str, Any]]
-) -> tuple[tuple[PolicyRule, ...] | None, str | None]:
-    found: list[PolicyRule] = []
-    for number, rule in enumerate(rules, start=1):
-        used = [name for name in MATCH_FIELDS if rule.get(name)]
-        version = rule.get("ipVersion")
-        verdict = _VERDICT_BY_ACTION.get(str(rule.get("action") or "").lower())
-        if used or version not in (None, 4, 6) or verdict is None:
-            what = f"matches on {', '.join(used)}" if used else "cannot be read"
-            return None, f"{word} rule {number} {what}, so {word} drops everything"
-        found.append(PolicyRule(verdict, version))
-    return tuple(found), None
+def _has_match(found: Converted) -> bool:
+    plain = (PolicyRule(rule.action, rule.ip_version) for rule in found.rules)
+    return bool(found.troubles) or any(a != b for a, b in zip(plain, found.rules, strict=True))

@@ -19,6 +19,7 @@ from typing import TypeVar
 from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.keys import Key, ResourceKey
 from cymric.model.net import Network, host_network, parse_interface, parse_network
+from cymric.model.policy import Profile
 from cymric.model.resources import (
     DEFAULT_ALLOW_PROFILE,
     BGPConfiguration,
@@ -26,8 +27,8 @@ from cymric.model.resources import (
     FelixConfiguration,
     IPPool,
     Node,
-    Profile,
 )
+from cymric.model.strictest import Damaged
 from felix.calc import profiles
 from felix.calc.config import FelixConfig, Source, from_environment, from_object, settle
 from felix.calc.endpoints import LocalEndpoints
@@ -84,6 +85,8 @@ class Calculation:
         if not isinstance(key, ResourceKey) or key.kind not in self._objects:
             return
         objects = self._objects[key.kind]
+        if isinstance(value, Damaged):
+            value = value.stand_in
         if isinstance(value, WorkloadEndpoint) and value.spec.node != self.node_name:
             # Endpoints of other nodes are counted only; a large cluster has very many.
             self._others.add(key)
@@ -218,7 +221,7 @@ class Calculation:
             if name == DEFAULT_ALLOW_PROFILE:
                 rules, trouble = profiles.DEFAULT_ALLOW, None
             elif isinstance(stored, Profile):
-                rules, trouble = profiles.convert(stored)
+                rules, trouble = profiles.rules_of(stored)
             else:
                 rules, trouble = profiles.missing(name), "missing, so it drops everything"
             found[name] = rules

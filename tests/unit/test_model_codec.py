@@ -8,7 +8,8 @@ from cymric.model import codec
 from cymric.model.ipam import DEFAULT_IPAM_CONFIG, AffinityState, AllocationBlock, BlockAffinity
 from cymric.model.keys import BlockKey, HandleKey, IPAMConfigKey, ResourceKey
 from cymric.model.net import parse_network
-from cymric.model.resources import BGPPeer, IPPool, Node, ObjectMeta, Profile
+from cymric.model.policy import Profile
+from cymric.model.resources import BGPPeer, IPPool, Node, ObjectMeta
 
 RESOURCES = "/calico/resources/v3/projectcalico.org"
 META = '"uid":"8d1f6a3a-0a52-4f0e-9c53-0b7c2d1f6b10","creationTimestamp":"2026-01-02T03:04:05Z"'
@@ -244,10 +245,12 @@ def test_foreign_keys(key: str) -> None:
 
 def test_kinds_nobody_reads_yet_keep_their_tree() -> None:
     """A kind without typed form decodes to its JSON tree."""
-    decoded = codec.decode(f"{RESOURCES}/tiers/default", b'{"kind":"Tier","spec":{"order":5}}')
+    decoded = codec.decode(
+        f"{RESOURCES}/livemigrations/x", b'{"kind":"LiveMigration","spec":{"order":5}}'
+    )
     assert decoded == (
-        ResourceKey("Tier", "default"),
-        codec.Unmodelled({"kind": "Tier", "spec": {"order": 5}}),
+        ResourceKey("LiveMigration", "x"),
+        codec.Unmodelled({"kind": "LiveMigration", "spec": {"order": 5}}),
     )
 
 
