@@ -1,7 +1,8 @@
 """The wiring of bgpd: which parts there are, and what wakes which.
 
     etcd ─▶ Syncer ─▶ Router.on_updates ─┐ kick
-    relay ◀▶ ExaBGPSpeaker ─▶ on_event ──┴─▶ Router.work ─┬─▶ Speaker.advertise, expect_sessions
+    relay ◀▶ ExaBGPSpeaker ─▶ on_event ──┴─▶ Router.work ─┬─▶ Outgoing ─▶ Speaker.advertise
+                                                          ├─▶ Speaker.expect_sessions
                                                           └─▶ Fib.kick ─▶ Routes.apply ─▶ kernel
     bgpd.sock, bird.ctl ─▶ Questions (status, routes, why; BIRD's rows)
 
@@ -17,8 +18,12 @@ import asyncio
 import structlog
 
 from bgpd.bird_socket import serve_bird
+from bgpd.drain import Role, Wish, wish
+from bgpd.drain_status import DrainStatus
 from bgpd.exabgp import ExaBGPSpeaker
+from bgpd.exports import Why
 from bgpd.fib import Fib
+from bgpd.outgoing import Outgoing, Sight
 from bgpd.router import Router
 from bgpd.session_log import SessionLog
 from bgpd.speaker import Speaker
@@ -29,6 +34,8 @@ from cymric.datastore.etcd import open_datastore
 from cymric.datastore.syncer import Syncer
 from cymric.kernel.api import Routes
 from cymric.kernel.routes import RouteTable
+from cymric.model.net import contains, host_network
+from cymric.model.prefix import prefix as to_prefix
 from cymric.runtime.daemon import run_daemon
 from cymric.runtime.health import Health
 from cymric.runtime.settings import Settings
@@ -56,10 +63,18 @@ async def run(
     """Run on any datastore, speaker and kernel until cancelled."""
     health.expect(IN_SYNC, KERNEL)
     in_sync = asyncio.Event()
-    router = Router(settings.node_name, speaker, on_routes_changed=lambda: fib.kick())
+    outgoing = Outgoing(
+        speaker.advertise,
+        role=lambda prefix: role_of(router, prefix),
+        is_empty=lambda prefix: is_empty(router, prefix),
+    )
+    router = Router(
+        settings.node_name, speaker, on_routes_changed=lambda: fib.kick(), tell=outgoing.want
+    )
     fib = Fib(routes, router.wanted_in_kernel, on_applied=lambda: health.set_ready(KERNEL))
     sessions = SessionLog()
-    questions = Questions(router, speaker, fib, sessions)
+    questions = Questions(router, speaker, fib, sessions, outgoing)
+    drain_status = DrainStatus(store, settings.node_name)
 
     def on_in_sync() -> None:
         health.set_ready(IN_SYNC)
@@ -77,12 +92,24 @@ async def run(
         await in_sync.wait()
         await speaker.run()
 
+    async def announce() -> None:
+        await in_sync.wait()
+        await outgoing.wait_for_felix(settings)
+        await outgoing.follow(sight, drain_status.tell)
+
+    def sight() -> Sight:
+        outgoing.keep(router.sessions)
+        sessions.keep(router.sessions)
+        return sight_of(router, speaker, is_draining=outgoing.drain.is_active)
+
     syncer = Syncer(store, prefixes(settings.node_name), router.on_updates, on_in_sync)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(syncer.run(), name="syncer")
         tasks.create_task(speak(), name="speaker")
         tasks.create_task(listen(), name="listen")
         tasks.create_task(router.run(), name="router")
+        tasks.create_task(announce(), name="announce")
+        tasks.create_task(drain_status.run(), name="drain status")
         tasks.create_task(fib.run(), name="fib")
         tasks.create_task(questions.measure(), name="measure")
         answering = serve_questions(settings.bgpd_socket, questions.answer)
@@ -91,6 +118,46 @@ async def run(
             names = settings.bears_calico_names
             bird = serve_bird(directory, questions.bird_rows, questions.bird, bears_names=names)
             tasks.create_task(bird, name="bird's sockets")
+
+
+_ROLES = {
+    Why.OWN_BLOCK: Role.BLOCK,
+    Why.WORKLOAD: Role.ADDRESS,
+    Why.FOREIGN: Role.ADDRESS,
+}
+
+
+def role_of(router: Router, prefix: str) -> Role:
+    """What a prefix that we advertise is to this node; what we do not originate is passed on."""
+    why = router.advertising.get(to_prefix(prefix))
+    return Role.PASSED_ON if why is None else _ROLES[why]
+
+
+def is_empty(router: Router, prefix: str) -> bool:
+    """Whether no workload of this node has an address in the prefix."""
+    network = to_prefix(prefix)
+    return not any(
+        contains(network, host_network(address))
+        for endpoint in router.view.endpoints.values()
+        for address in endpoint.spec.addresses
+    )
+
+
+def sight_of(router: Router, speaker: Speaker, *, is_draining: bool) -> Sight:
+    """What the drain looks at. What peers were told is counted only when it matters."""
+    node = router.view.nodes.get(router.view.node)
+    complaint = ""
+    try:
+        wanted = Wish.NONE if node is None else wish(node.annotations)
+    except ValueError as error:
+        wanted, complaint = Wish.NONE, str(error)
+    told: dict[str, tuple[int, int]] = {}
+    if is_draining:
+        proofs = speaker.proof()
+        for peer in router.up.keys() & router.sessions.keys():
+            proof = proofs.get(peer)
+            told[peer] = (1, 0) if proof is None else (proof.desired, proof.confirmed)
+    return Sight(wish=wanted, told_by_peer=told, complaint=complaint)
 
 
 if __name__ == "__main__":

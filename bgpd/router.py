@@ -60,7 +60,9 @@ Clock = Callable[[], float]
 
 
 class Router:
-    """One node's routing. `on_routes_changed` is called when the kernel should be looked at."""
+    """One node's routing. `on_routes_changed` is called when the kernel should be looked at; what
+    peers should be told goes to `tell`, by default straight to the speaker.
+    """
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class Router:
         speaker: Speaker,
         *,
         on_routes_changed: Callable[[], None] = lambda: None,
+        tell: Callable[[str, Mapping[str, Announcement]], None] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self.view = View(node)
@@ -82,6 +85,7 @@ class Router:
         self.up: dict[str, SessionUp] = {}
         self.unsupported: Mapping[str, str] = {}
         self._speaker = speaker
+        self._tell = tell or speaker.advertise
         self._on_routes_changed = on_routes_changed
         self._clock = clock
         self._policy: ImportPolicy | None = None
@@ -290,7 +294,7 @@ class Router:
             routes = announcements(prefixes, session)
             if self._told.get(peer) != routes:
                 self._told[peer] = routes
-                self._speaker.advertise(peer, routes)
+                self._tell(peer, routes)
 
 
 @lru_cache(maxsize=4096)

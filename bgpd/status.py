@@ -23,6 +23,7 @@ from bgpd.bird_rows import rows
 from bgpd.bird_socket import Daemon, Row
 from bgpd.decision import Path, lost_at
 from bgpd.fib import Fib
+from bgpd.outgoing import Outgoing
 from bgpd.rib import AdjRibIn
 from bgpd.router import Router
 from bgpd.session_log import SessionLog
@@ -52,12 +53,14 @@ class Questions:
         speaker: Speaker,
         fib: Fib,
         sessions: SessionLog,
+        outgoing: Outgoing,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._router = router
         self._speaker = speaker
         self._fib = fib
         self._sessions = sessions
+        self._outgoing = outgoing
         self._started_s = clock()
 
     def bird_rows(self, family: int) -> Sequence[Row]:
@@ -105,6 +108,7 @@ class Questions:
                 self._peer(address, speaker.peers.get(address)) for address in router.sessions
             ],
             "unsupported_peers": dict(router.unsupported),
+            "outgoing": self._outgoing.state,
             "advertising": {str(prefix): why for prefix, why in router.advertising.items()},
             "routes": {
                 "chosen": len(router.rib.loc_rib),

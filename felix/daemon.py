@@ -28,8 +28,10 @@ from cymric.kernel.netlink import Netlink
 from cymric.kernel.routes import RouteTable
 from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.keys import Key, ResourceKey, resource_prefix
+from cymric.runtime.boot_mark import write_mark
 from cymric.runtime.daemon import run_daemon
 from cymric.runtime.health import Health
+from cymric.runtime.namesake import namesake
 from cymric.runtime.pacing import Kick
 from cymric.runtime.settings import Settings
 from felix import metrics
@@ -185,6 +187,8 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
     syncer = Syncer(store, prefixes, source.on_updates, source.on_in_sync)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(syncer.run(), name="syncer")
+        if settings.bears_calico_names:
+            tasks.create_task(namesake("calico-felix"), name="namesake")
         tasks.create_task(Handoff(source).serve(settings.run_dir / SOCKET_NAME), name="handoff")
         await source.in_sync.wait()
         while not (desired := source.desired()).is_ready:
@@ -195,6 +199,11 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
         log.info("iptables chosen", variant=found.backend.variant, reason=found.reason)
         for version in desired.config.ip_versions:
             await _clean_other_backend(found.backend.of(version), commands)
+
+        def on_applied() -> None:
+            health.set_ready(APPLIED)
+            write_mark(settings.felix_mark)  # bgpd waits for it before it announces routes
+
         drivers = build_drivers(
             desired.config, found.backend, settings, commands, source.stopwatch.up
         )
@@ -203,7 +212,7 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
             source.desired,
             kick,
             clock=time.monotonic,
-            on_applied=lambda: health.set_ready(APPLIED),
+            on_applied=on_applied,
         ).run()
 
 

@@ -41,6 +41,8 @@ class Settings:
     `run_dir` holds sockets and rendered files and may vanish at a reboot; `state_dir` must not.
     Ports of 0 switch the HTTP server off. `policy_setup_timeout_s` 0 means that CNI ADD does not
     wait for felix. `bird_socket_dir` is where bgpd serves BIRD's control sockets, `none` nowhere.
+    `announce_wait_s` is how long bgpd waits, after a boot, for felix to have the data plane up
+    before it announces routes all the same; 0 does not wait.
     """
 
     node_name: str = ""
@@ -56,6 +58,7 @@ class Settings:
     endpoint_status_dir: Path = Path("/var/run/calico/endpoint-status")
     policy_setup_timeout_s: float = 5.0
     bird_socket_dir: str = ""
+    announce_wait_s: float = 60.0
     log_level: str = "info"
     log_format: str = "auto"
     http_host: str = "127.0.0.1"
@@ -87,6 +90,16 @@ class Settings:
     def bgpd_socket(self) -> Path:
         """Where `cymric node status` asks bgpd."""
         return self.run_dir / "bgpd.sock"
+
+    @property
+    def felix_mark(self) -> Path:
+        """Where felix marks that its data plane is up since this boot."""
+        return self.run_dir / "felix.ready"
+
+    @property
+    def confd_status(self) -> Path:
+        """Where confd writes what it refused, for people."""
+        return self.run_dir / "confd-status.json"
 
     @property
     def exabgp_config(self) -> Path:

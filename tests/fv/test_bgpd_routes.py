@@ -74,7 +74,7 @@ class Lab(SpeakerLab):
     @asynccontextmanager
     async def bgpd(self) -> AsyncIterator[None]:
         """A bgpd, killed rather than stopped at the end: nothing is tidied up."""
-        settings = Settings(node_name=self.node_name, run_dir=self.run_directory)
+        settings = Settings(node_name=self.node_name, run_dir=self.run_directory, announce_wait_s=0)
         speaker = ExaBGPSpeaker(settings.speaker_socket, settings.exabgp_config)
         with opened(f"/run/netns/{self.namespace}") as descriptor, visiting(descriptor):
             routes = RouteTable()

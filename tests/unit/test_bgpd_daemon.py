@@ -61,7 +61,7 @@ class Node:
         self.speaker = FakeSpeaker()
         self.table = FakeRoutingTable({"eth0": (parse_network("198.19.0.0/20"),)})
         self.health = Health()
-        self.settings = Settings(node_name="us", run_dir=run_dir)
+        self.settings = Settings(node_name="us", run_dir=run_dir, announce_wait_s=0)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
