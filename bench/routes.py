@@ -1,13 +1,21 @@
-"""10,000 routes from BIRD into the kernel: Cymric (ExaBGP and bgpd) beside BIRD as the receiver.
+"""Routes from a peer into the kernel and from us to a peer: Cymric, BIRD and bare ExaBGP.
 
-One BIRD sends the same routes, in turn, to both receivers over sessions that are already up; the
-clock runs from the command that lets the routes go to the moment when the receiver's kernel holds
-the last of them. Two rows: routes that share their attributes, so that hundreds travel in one
-UPDATE, and routes of which each has its own MED, so that each travels alone.
+    BIRD (sender) ─▶ Cymric (ExaBGP and bgpd)    ─▶ kernel of its namespace
+                  ─▶ BIRD                        ─▶ kernel of its namespace
+                  ─▶ ExaBGP and bench/floor.py   ─▶ kernel of its namespace
+    Cymric (ExaBGP and the speaker), BIRD, or ExaBGP and bench/floor.py ─▶ BIRD (receiver)
 
-`python -m bench.routes` as root. It makes namespaces `cyrib-*` and removes them. BIRD 2.0.12 as
-sender may sleep up to 3 s with work pending; any command on its socket wakes it, so the loop that
-watches the kernel also pokes both BIRDs, equally for both receivers.
+The same routes go to all, in turn, over sessions that are already up. Received: the clock runs from
+the command that lets the routes go to the moment when the receiver's kernel holds the last of them.
+Announced: from the wish to the moment when the receiving BIRD holds the last; no kernel.
+
+The floor is what no program behind a stock ExaBGP can beat: it decides nothing and checks nothing.
+For announcing it runs at reactor speed 0.1, which is faster and costs a tenth of a core when idle.
+
+`python -m bench.routes [--quick]` as root; quick takes 10,000 instead of 100,000 for the first row.
+It makes namespaces `cyrib-*` and removes them. BIRD 2.0.12 as sender may sleep up to 3 s with work
+pending; any command on its socket wakes it, so the loop that watches also pokes all BIRDs, equally
+for every receiver.
 """
 
 from __future__ import annotations
@@ -19,91 +27,153 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import bench.floor
+from bench.floor import prefixes
 from bench.row import Row, median
 from bgpd import daemon
 from bgpd.exabgp import ExaBGPSpeaker
+from bgpd.speaker import Announcement
 from cymric.datastore.memory import MemoryDatastore
 from cymric.kernel.routes import RouteTable
 from cymric.model.peering import PeeringInputs, peering_of
 from cymric.runtime.health import Health
 from cymric.runtime.settings import Settings
-from tests.fv.speaker_lab import OUR_ADDRESS, OUR_ASN, Bird, SpeakerLab
+from tests.fv.speaker_lab import OUR_ADDRESS, OUR_ASN, Bird, SpeakerLab, session
 from tests.support.eventually import eventually
 from tests.support.routing import configuration, node, peer, pool, store
 
-ROUTES = 10_000
-ROUNDS = 5
-SENDER, RECEIVER = "198.19.8.2", "198.19.8.3"
-SENDER_ASN = 64900
-PREFIXES = [f"10.{64 + n // 1024}.{n // 4 % 256}.{n % 4 * 64}/26" for n in range(ROUTES)]
+MANY, SOME = 100_000, 10_000
+ROUNDS = 3
+HUB, RECEIVER, FLOOR = "198.19.8.2", "198.19.8.3", "198.19.8.4"
+HUB_ASN = 64900
 POLL_S = 0.002
 POKE_S = 0.05
+BGP = "  graceful restart on; connect delay time 1; connect retry time 1; error wait time 1, 2;\n"
 
 
 @dataclass
-class Receiver:
-    """Somebody whose kernel is watched: a process in the namespace, the sender's session name."""
+class Side:
+    """One of the three: how to let routes go and call them back, and how many have arrived."""
 
     name: str
-    pid: int
     session: str
-
-    @property
-    def prefixes(self) -> int:
-        """How many prefixes the namespace's main table holds."""
-        text = Path(f"/proc/{self.pid}/net/fib_triestat").read_text().partition("Main:")[2]
-        found = re.search(r"Prefixes:\s+(\d+)", text)
-        return int(found[1]) if found else 0
+    go: Callable[[], object]
+    back: Callable[[], object]
+    arrived: Callable[[], int]
 
 
-async def measure() -> list[Row]:
-    """Both rows."""
-    return [
-        await _measure("10,000 routes into the kernel, shared attributes", one_by_one=False),
-        await _measure("10,000 routes into the kernel, one per UPDATE", one_by_one=True),
-    ]
+async def measure(many: int = MANY) -> list[Row]:
+    """All rows: each of ours beside BIRD, then beside the floor."""
+    return [row async for row in _all_rows(many)]
 
 
-async def _measure(what: str, *, one_by_one: bool) -> Row:
+async def _all_rows(many: int) -> AsyncIterator[Row]:
+    shared = f"{many:,} routes into the kernel, shared attributes"
+    for row in await _received(shared, many):
+        yield row
+    alone = f"{SOME:,} routes into the kernel, each with its own attributes"
+    for row in await _received(alone, SOME, one_by_one=True):
+        yield row
+    for row in await _announced(f"{SOME:,} routes announced to BIRD", SOME):
+        yield row
+
+
+async def _print(many: int) -> None:
+    async for row in _all_rows(many):
+        print(row, flush=True)
+
+
+async def _received(what: str, count: int, *, one_by_one: bool = False) -> list[Row]:
     with _lab() as lab:
-        sender = _sender(lab, one_by_one=one_by_one)
-        receivers = [await _cymric(lab), _bird(lab)]
-        for receiver in receivers:
-            await eventually(lambda r=receiver: _is_up(sender, r.session), 30)  # type: ignore[misc]
-        taken_s: dict[str, list[float]] = {receiver.name: [] for receiver in receivers}
-        for _ in range(ROUNDS):
-            for receiver in receivers:
-                taken_s[receiver.name].append(await _once(lab, sender, receiver))
-        return Row(
-            what=what,
-            unit="s",
-            cymric=median(taken_s["cymric"]),
-            peer_name="BIRD",
-            peer=median(taken_s["BIRD"]),
+        hub = _sender(lab, count, one_by_one=one_by_one)
+
+        def side(name: str, session_name: str, pid: int) -> Side:
+            return Side(
+                name,
+                session_name,
+                lambda: hub.ask(f"enable {session_name}_routes"),
+                lambda: hub.ask(f"disable {session_name}_routes"),
+                lambda: _kernel_prefixes(pid),
+            )
+
+        return await _rows(
+            what,
+            lab,
+            hub,
+            [
+                side("cymric", "to_cymric", await _cymric(lab)),
+                side("BIRD", "to_bird", _receiving_bird(lab)),
+                side("bare ExaBGP", "to_floor", _floor(lab, count)[0]),
+            ],
+            count,
         )
 
 
-async def _once(lab: SpeakerLab, sender: Bird, receiver: Receiver) -> float:
-    """Let the routes go to one receiver; seconds until its kernel has them all. Then clean up."""
+async def _announced(what: str, count: int) -> list[Row]:
+    with _lab() as lab:
+        hub = _listener(lab)
+
+        def side(name: str, session_name: str, go: Callable[[bool], object]) -> Side:
+            return Side(
+                name,
+                session_name,
+                lambda: go(True),
+                lambda: go(False),
+                lambda: _held_from(hub, session_name),
+            )
+
+        sender = _announcing_bird(lab, count)
+        ours, floor = await _announcing_cymric(lab, count), _floor(lab, count)[1]
+        return await _rows(
+            what,
+            lab,
+            hub,
+            [
+                side("cymric", "to_cymric", lambda on: _write(ours, on)),
+                side("BIRD", "to_bird", lambda on: sender.ask(f"{_verb(on)} announced")),
+                side("bare ExaBGP", "to_floor", lambda on: _write(floor, on)),
+            ],
+            count,
+        )
+
+
+async def _rows(
+    what: str, lab: SpeakerLab, hub: Bird, sides: Sequence[Side], count: int
+) -> list[Row]:
+    for side in sides:
+        await eventually(lambda s=side.session: _is_up(hub, s), 30)  # type: ignore[misc]
+    taken_s: dict[str, list[float]] = {side.name: [] for side in sides}
+    for _ in range(ROUNDS):
+        for side in sides:
+            taken_s[side.name].append(await _once(lab, side, count))
+    ours = median(taken_s.pop("cymric"))
+    return [
+        Row(what=what, unit="s", cymric=ours, peer_name=name, peer=median(values))
+        for name, values in taken_s.items()
+    ]
+
+
+async def _once(lab: SpeakerLab, side: Side, count: int) -> float:
+    """Let the routes go to one side; seconds until all have arrived. Then clean up."""
     birds = tuple(lab.birds.values())
-    before = receiver.prefixes
+    before = side.arrived()
     started = time.monotonic()
-    sender.ask(f"enable {receiver.session}_routes")
-    await _until(lambda: receiver.prefixes >= before + ROUTES, birds)
+    side.go()
+    await _until(lambda: side.arrived() >= before + count, birds)
     taken_s = time.monotonic() - started
-    sender.ask(f"disable {receiver.session}_routes")
-    await _until(lambda: receiver.prefixes == before, birds)
+    side.back()
+    await _until(lambda: side.arrived() == before, birds)
     return taken_s
 
 
-async def _until(condition: object, birds: tuple[Bird, ...]) -> None:
-    deadline, poke_at = time.monotonic() + 120, 0.0
-    while not condition():  # type: ignore[operator]
+async def _until(condition: Callable[[], bool], birds: tuple[Bird, ...]) -> None:
+    deadline, poke_at = time.monotonic() + 180, 0.0
+    while not condition():
         now = time.monotonic()
         if now > deadline:
             raise TimeoutError("the routes did not arrive")
@@ -119,8 +189,28 @@ async def _poke(bird: Bird) -> None:
     writer.close()
 
 
-def _is_up(sender: Bird, session: str) -> bool:
-    return "Established" in sender.ask(f"show protocols {session}")
+def _kernel_prefixes(pid: int) -> int:
+    """How many prefixes the main table of the process's namespace holds."""
+    text = Path(f"/proc/{pid}/net/fib_triestat").read_text().partition("Main:")[2]
+    found = re.search(r"Prefixes:\s+(\d+)", text)
+    return int(found[1]) if found else 0
+
+
+def _held_from(hub: Bird, session_name: str) -> int:
+    found = re.search(r"(\d+) imported", hub.ask(f"show protocols all {session_name}"))
+    return int(found[1]) if found else 0
+
+
+def _is_up(hub: Bird, session_name: str) -> bool:
+    return "Established" in hub.ask(f"show protocols {session_name}")
+
+
+def _verb(on: bool) -> str:
+    return "enable" if on else "disable"
+
+
+def _write(fifo: Path, on: bool) -> None:
+    fifo.write_text("go\n" if on else "back\n")
 
 
 @contextmanager
@@ -133,41 +223,68 @@ def _lab() -> Iterator[SpeakerLab]:
             lab.close()
 
 
-def _sender(lab: SpeakerLab, *, one_by_one: bool) -> Bird:
+# --- BIRD -----------------------------------------------------------------------------------------
+
+
+def _sender(lab: SpeakerLab, count: int, *, one_by_one: bool) -> Bird:
     """BIRD with one table, set of routes and session for each receiver."""
-    parts = [f"router id {SENDER};\nprotocol device {{}}\n"]
-    for session, address, asn in (
-        ("to_cymric", OUR_ADDRESS, OUR_ASN),
-        ("to_bird", RECEIVER, OUR_ASN),
-    ):
-        routes = "\n".join(
-            f"  route {prefix} blackhole" + (f" {{ bgp_med = {n}; }};" if one_by_one else ";")
-            for n, prefix in enumerate(PREFIXES)
-        )
+    parts = [f"router id {HUB};\nprotocol device {{}}\n"]
+    for name, address in (("to_cymric", OUR_ADDRESS), ("to_bird", RECEIVER), ("to_floor", FLOOR)):
         parts.append(
-            f"ipv4 table {session}_table;\n"
-            f"protocol static {session}_routes {{\n  disabled;\n"
-            f"  ipv4 {{ table {session}_table; }};\n{routes}\n}}\n"
-            f"protocol bgp {session} {{\n  local {SENDER} as {SENDER_ASN};\n"
-            f"  neighbor {address} as {asn};\n  graceful restart on;\n"
-            "  connect delay time 1; connect retry time 1; error wait time 1, 2;\n"
-            f"  ipv4 {{ table {session}_table; import none; export all; next hop self; }};\n}}\n"
+            f"ipv4 table {name}_table;\n"
+            f"protocol static {name}_routes {{\n  disabled;\n"
+            f"  ipv4 {{ table {name}_table; }};\n{_statics(count, one_by_one=one_by_one)}\n}}\n"
+            f"protocol bgp {name} {{\n  local {HUB} as {HUB_ASN};\n"
+            f"  neighbor {address} as {OUR_ASN};\n{BGP}"
+            f"  ipv4 {{ table {name}_table; import none; export all; next hop self; }};\n}}\n"
         )
-    return _start_bird(lab, "sender", SENDER, "".join(parts))
+    return _start_bird(lab, "hub", HUB, "".join(parts))
 
 
-def _bird(lab: SpeakerLab) -> Receiver:
-    """BIRD as a stock node has it: received routes go to the kernel."""
-    configuration_text = (
+def _statics(count: int, *, one_by_one: bool = False) -> str:
+    return "\n".join(
+        f"  route {prefix} blackhole" + (f" {{ bgp_med = {n}; }};" if one_by_one else ";")
+        for n, prefix in enumerate(prefixes(count))
+    )
+
+
+def _receiving_bird(lab: SpeakerLab) -> int:
+    """BIRD as a stock node has it: received routes go to the kernel. Its process id."""
+    return _start_bird(
+        lab,
+        "receiver",
+        RECEIVER,
         f"router id {RECEIVER};\nprotocol device {{}}\nprotocol direct {{ ipv4; }}\n"
         "protocol kernel { ipv4 { import none; export where source = RTS_BGP; }; }\n"
-        f"protocol bgp from_sender {{\n  local {RECEIVER} as {OUR_ASN};\n"
-        f"  neighbor {SENDER} as {SENDER_ASN};\n  graceful restart on;\n"
-        "  connect delay time 1; connect retry time 1; error wait time 1, 2;\n"
-        "  ipv4 { import all; export none; };\n}\n"
+        f"protocol bgp from_hub {{\n  local {RECEIVER} as {OUR_ASN};\n"
+        f"  neighbor {HUB} as {HUB_ASN};\n{BGP}  ipv4 {{ import all; export none; }};\n}}\n",
+    ).process.pid
+
+
+def _listener(lab: SpeakerLab) -> Bird:
+    """BIRD that takes routes from all three and keeps them in a table for each."""
+    parts = [f"router id {HUB};\nprotocol device {{}}\n"]
+    for name, address in (("to_cymric", OUR_ADDRESS), ("to_bird", RECEIVER), ("to_floor", FLOOR)):
+        parts.append(
+            f"ipv4 table {name}_table;\n"
+            f"protocol bgp {name} {{\n  local {HUB} as {HUB_ASN};\n"
+            f"  neighbor {address} as {OUR_ASN};\n{BGP}"
+            f"  ipv4 {{ table {name}_table; import all; export none; }};\n}}\n"
+        )
+    return _start_bird(lab, "hub", HUB, "".join(parts))
+
+
+def _announcing_bird(lab: SpeakerLab, count: int) -> Bird:
+    return _start_bird(
+        lab,
+        "sender",
+        RECEIVER,
+        f"router id {RECEIVER};\nprotocol device {{}}\n"
+        f"protocol static announced {{\n  disabled;\n  ipv4;\n{_statics(count)}\n}}\n"
+        f"protocol bgp to_hub {{\n  local {RECEIVER} as {OUR_ASN};\n"
+        f"  neighbor {HUB} as {HUB_ASN};\n{BGP}"
+        "  ipv4 { import none; export all; next hop self; };\n}\n",
     )
-    bird = _start_bird(lab, "receiver", RECEIVER, configuration_text)
-    return Receiver("BIRD", bird.process.pid, "to_bird")
 
 
 def _start_bird(lab: SpeakerLab, name: str, address: str, text: str) -> Bird:
@@ -185,10 +302,47 @@ def _start_bird(lab: SpeakerLab, name: str, address: str, text: str) -> Bird:
     return bird
 
 
-async def _cymric(lab: SpeakerLab) -> Receiver:
+# --- bare ExaBGP ----------------------------------------------------------------------------------
+
+
+def _floor(lab: SpeakerLab, count: int) -> tuple[int, Path]:
+    """ExaBGP without our launcher, with the least of a program behind it: process id and FIFO."""
+    lab.attach("floor", FLOOR)
+    directory = lab.directory / "floor"
+    directory.mkdir()
+    fifo, path = directory / "fifo", directory / "exabgp.conf"
+    os.mkfifo(fifo)
+    script = f"{sys.executable} {bench.floor.__file__} {fifo} {HUB} {FLOOR} {count}"
+    path.write_text(
+        f"process floor {{ run {script}; encoder json; }}\n"
+        f"neighbor {HUB} {{\n  router-id {FLOOR}; local-address {FLOOR};\n"
+        f"  local-as {OUR_ASN}; peer-as {HUB_ASN}; hold-time 90; adj-rib-in false;\n"
+        "  family { ipv4 unicast; }\n"
+        "  capability { graceful-restart 120; asn4 enable; route-refresh enable; }\n"
+        "  api { processes [ floor ]; receive { parsed; update; } }\n}\n"
+    )
+    settings = {
+        "exabgp_daemon_user": "root",
+        "exabgp_daemon_drop": "false",
+        "exabgp_api_cli": "false",
+        "exabgp_api_ack": "false",
+        "exabgp_log_level": "CRITICAL",
+        "exabgp_reactor_speed": "0.1",
+    }
+    process = lab.start(
+        "floor", "env", *(f"{name}={value}" for name, value in settings.items()),
+        sys.executable, "-m", "exabgp", "server", str(path), log=directory / "output",
+    )  # fmt: skip
+    return process.pid, fifo
+
+
+# --- Cymric ---------------------------------------------------------------------------------------
+
+
+async def _cymric(lab: SpeakerLab) -> int:
     """ExaBGP and bgpd as processes of their own; only the datastore is one in memory."""
     nodes = {"us": node("us", f"{OUR_ADDRESS}/20")}
-    peers = {"sender": peer(SENDER, SENDER_ASN)}
+    peers = {"hub": peer(HUB, HUB_ASN)}
     peering = peering_of("us", PeeringInputs(nodes=nodes, peers=peers, configurations={}))
     lab.write_configuration(*peering.sessions)
     lab.exabgp()
@@ -196,27 +350,64 @@ async def _cymric(lab: SpeakerLab) -> Receiver:
         "us", sys.executable, "-m", "bench.routes", "receive", log=lab.directory / "bgpd"
     )
     await eventually((lab.run_directory / "bgpd.sock").is_socket, 30)
-    return Receiver("cymric", process.pid, "to_cymric")
+    return process.pid
 
 
 async def _receive() -> None:
     """What runs in the receiver's namespace: bgpd, with a small cluster in memory."""
     settings = Settings(node_name="us", run_dir=Path(os.environ["CYMRIC_RUN_DIR"]))
     datastore = MemoryDatastore()
-    await store(datastore, node("us", f"{OUR_ADDRESS}/20"), peer(SENDER, SENDER_ASN))
-    await store(datastore, pool("10.64.0.0/10"), configuration(nodeToNodeMeshEnabled=False))
+    await store(datastore, node("us", f"{OUR_ADDRESS}/20"), peer(HUB, HUB_ASN))
+    await store(datastore, pool("10.0.0.0/8"), configuration(nodeToNodeMeshEnabled=False))
     speaker = ExaBGPSpeaker(settings.speaker_socket, settings.exabgp_config)
     async with RouteTable() as routes:
         await daemon.run(settings, Health(), datastore, speaker, routes)
 
 
+async def _announcing_cymric(lab: SpeakerLab, count: int) -> Path:
+    """ExaBGP and the speaker; a line in the FIFO says what to want."""
+    fifo = lab.directory / "ours"
+    os.mkfifo(fifo)
+    lab.write_configuration(session(HUB, asn=HUB_ASN))
+    lab.exabgp()
+    lab.start(
+        "us", sys.executable, "-m", "bench.routes", "announce", str(fifo), str(count),
+        log=lab.directory / "speaker",
+    )  # fmt: skip
+    return fifo
+
+
+async def _announce(fifo: str, count: int) -> None:
+    """What runs beside our ExaBGP to announce: the speaker, without bgpd's reasons."""
+    run_directory = Path(os.environ["CYMRIC_RUN_DIR"])
+    speaker = ExaBGPSpeaker(run_directory / "speaker.sock", run_directory / "exabgp.conf")
+    routes = {prefix: Announcement(prefix, OUR_ADDRESS) for prefix in prefixes(count)}
+    speaker.advertise(HUB, {})
+    descriptor = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+
+    def obey() -> None:
+        for word in os.read(descriptor, 4096).decode().split():
+            speaker.advertise(HUB, routes if word == "go" else {})
+
+    async def listen() -> None:
+        async for _ in speaker.events():
+            pass
+
+    asyncio.get_running_loop().add_reader(descriptor, obey)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(speaker.run())
+        tasks.create_task(listen())
+
+
 def main() -> None:
-    """Print the rows."""
-    if sys.argv[1:] == ["receive"]:
-        asyncio.run(_receive())
-        return
-    for row in asyncio.run(measure()):
-        print(row)
+    """Print the rows; with other words, be one of the processes measured."""
+    match sys.argv[1:]:
+        case ["receive"]:
+            asyncio.run(_receive())
+        case ["announce", fifo, count]:
+            asyncio.run(_announce(fifo, int(count)))
+        case words:
+            asyncio.run(_print(SOME if "--quick" in words else MANY))
 
 
 if __name__ == "__main__":
