@@ -21,7 +21,6 @@ from bgpd.bird_socket import serve_bird
 from bgpd.drain import Role, Wish, wish
 from bgpd.drain_status import DrainStatus
 from bgpd.exabgp import ExaBGPSpeaker
-from bgpd.exports import Why
 from bgpd.fib import Fib
 from bgpd.outgoing import Outgoing, Sight
 from bgpd.router import Router
@@ -120,17 +119,19 @@ async def run(
             tasks.create_task(bird, name="bird's sockets")
 
 
-_ROLES = {
-    Why.OWN_BLOCK: Role.BLOCK,
-    Why.WORKLOAD: Role.ADDRESS,
-    Why.FOREIGN: Role.ADDRESS,
+_ROLE_BY_WHY = {
+    "OWN_BLOCK": Role.BLOCK,
+    "WORKLOAD": Role.ADDRESS,
+    "FOREIGN": Role.ADDRESS,
+    "SERVICE_RANGE": Role.SERVICE,
+    "SERVICE": Role.SERVICE,
 }
 
 
 def role_of(router: Router, prefix: str) -> Role:
     """What a prefix that we advertise is to this node; what we do not originate is passed on."""
     why = router.advertising.get(to_prefix(prefix))
-    return Role.PASSED_ON if why is None else _ROLES[why]
+    return Role.PASSED_ON if why is None else _ROLE_BY_WHY[why.name]
 
 
 def is_empty(router: Router, prefix: str) -> bool:
