@@ -309,12 +309,13 @@ def problems(block: AllocationBlock) -> tuple[str, ...]:
         for index in range(len(records))
         if index not in referenced
     ]
-    found += [
-        f"attribute records {first} and {second} of block {block.cidr} are equal"
-        for second in range(len(records))
-        for first in range(second)
-        if _is_same(records[first], records[second])
-    ]
+    first_by_key: dict[RecordKey, int] = {}
+    for index, record in enumerate(records):
+        if record.alternateOwnerAttrs:
+            continue  # never shared
+        first = first_by_key.setdefault(_key_of(record), index)
+        if first != index:
+            found.append(f"attribute records {first} and {index} of block {block.cidr} are equal")
     found += [
         f"sequence number of ordinal {text} of block {block.cidr} is from the future"
         for text, number in sequences.items()

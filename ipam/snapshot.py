@@ -114,19 +114,19 @@ def read(pairs: Iterable[Pair], revision: int) -> Snapshot:
         if not pair.key.startswith((keys.IPAM, keys.RESOURCES)):
             continue
         revisions[pair.key] = pair.revision
-        key = _key(pair.key)
-        if isinstance(key, ResourceKey) and key.kind in ("Node", "WorkloadEndpoint"):
-            if key.kind == "Node":
-                nodes.add(key.name)
-            try:
-                uses += _uses(key, codec.decode_as(dict[str, Any], pair.value))
-            except (ValueError, TypeError):
-                blind.add(pair.key)
         try:
             decoded = codec.decode(pair.key, pair.value)
         except codec.Malformed as error:
             unreadable[pair.key] = error.reason
-            continue
+            decoded, key = None, _key(pair.key)
+        else:
+            key = None if decoded is None else decoded[0]
+        if isinstance(key, ResourceKey) and key.kind == "Node":
+            nodes.add(key.name)
+        try:
+            uses += _uses(key, pair.value, None if decoded is None else decoded[1])
+        except (ValueError, TypeError):
+            blind.add(pair.key)
         if decoded is not None:
             found.setdefault(type(decoded[1]), {})[decoded[0]] = decoded[1]
     clusters = found.get(ClusterInformation, {})
@@ -174,19 +174,32 @@ def _key(text: str) -> Key | None:
         return None  # decoding it reports why
 
 
-def _uses(key: ResourceKey, tree: Mapping[str, Any]) -> Iterator[Use]:
-    """Who uses which address, by the raw object. Raises ValueError, TypeError if it is unclear."""
-    spec = tree.get("spec") or {}
+def _uses(key: Key | None, raw: bytes, value: object) -> Iterator[Use]:
+    """Who uses which address: by the typed value, else by the raw one as far as it can be told.
+
+    Raises ValueError, TypeError if it is unclear.
+    """
+    if isinstance(key, ResourceKey) and key.kind == "WorkloadEndpoint":
+        user = f"Workload({key.namespace}/{key.name})"
+        if isinstance(value, WorkloadEndpoint):
+            spec = value.spec
+            yield from (Use(address, user, spec.node) for address in spec.addresses)
+            return
+        tree = _spec(raw)
+        for text in tree.get("ipNetworks") or ():
+            yield Use(parse_interface(text).ip, user, str(tree.get("node", "")))
+    elif isinstance(key, ResourceKey) and key.kind == "Node":
+        tree = _spec(raw)
+        for path in _TUNNELS:
+            said: Any = tree
+            for name in path:
+                said = said.get(name) if isinstance(said, dict) else None
+            if said:
+                yield Use(parse_interface(said).ip, f"Node({key.name})", key.name)
+
+
+def _spec(raw: bytes) -> Mapping[str, Any]:
+    spec = codec.decode_as(dict[str, Any], raw).get("spec") or {}
     if not isinstance(spec, dict):
         raise TypeError("spec is not an object")
-    if key.kind == "WorkloadEndpoint":
-        user, node = f"Workload({key.namespace}/{key.name})", str(spec.get("node", ""))
-        for text in spec.get("ipNetworks") or ():
-            yield Use(parse_interface(text).ip, user, node)
-        return
-    for path in _TUNNELS:
-        value: Any = spec
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-        if value:
-            yield Use(parse_interface(value).ip, f"Node({key.name})", key.name)
+    return spec

@@ -72,10 +72,11 @@ def leavings(snapshot: Snapshot) -> Mapping[str, Leavings]:
     for claim in snapshot.affinities:
         if claim.owner_type == "host":
             claimed.setdefault(claim.owner, set()).add(claim.cidr)
+    users = {name: frozenset(found.values()) for name, found in endpoints.items()}
     addresses: dict[str, list[Allocation]] = {}
     for allocation in allocations_of(snapshot):
-        own = endpoints.get(allocation.node, {}).values()
-        if allocation.node and set(allocation.users) <= set(own):
+        own = users.get(allocation.node, frozenset())
+        if allocation.node and own.issuperset(allocation.users):
             addresses.setdefault(allocation.node, []).append(allocation)
     names = (claimed.keys() | addresses.keys() | endpoints.keys()) - snapshot.nodes
     return {
