@@ -3,8 +3,8 @@
 Both are called as a container runtime calls them, in turn, in the same namespace of its own:
 executable started, result read, exit awaited. Ours includes an address from a real etcd and the
 WorkloadEndpoint, and in the rows "wait on" felix' word that chains and route are in the kernel; the
-peer writes a file, makes the pair and sets routes, and has no policy to wait for. Ours is slow by
-what it does more and by the start of a Python interpreter, which has its own row.
+peer writes a file, makes the pair and sets routes, and has no policy to wait for. What the start of
+the executables alone takes, compiled and as Python, has rows of its own.
 
 `python -m bench.cni` as root makes namespaces `cycni-*` and removes them; it prints the machine's
 load before and after, and what each import would add to the executable.
@@ -25,6 +25,7 @@ from pathlib import Path
 from bench.row import Row, median
 from cymric.runtime.cni_executables import SYSTEM_PYTHON
 from tests.support.cni_node import CniNode, Pod, finished, netconf, node_with_etcd
+from tests.support.eventually import eventually_now
 
 ONE_BY_ONE = 20
 BATCHES = 3
@@ -47,7 +48,7 @@ def measure() -> list[Row]:
     ):
         beginners: dict[str, Begin] = {"cymric": _cymric(node), PEER: _ptp(node)}
         node.start()
-        rows = [_single(node, beginners, "wait off"), _start_of_executables(node)]
+        rows = [_single(node, beginners, "wait off"), *_start_of_executables(node)]
         node.stop()
         node.wait_s = WAIT_S
         with _felix(node):
@@ -82,19 +83,49 @@ def _many(node: CniNode, begin: Begin) -> list[Row]:
     ]
 
 
-def _start_of_executables(node: CniNode) -> Row:
-    """Both answering VERSION: what is there before any work."""
-    mine, peers = [], []
-    for _ in range(ONE_BY_ONE):
-        mine.append(_started([str(node.directory / "bin" / "cymric-cni")]))
-        peers.append(_started([str(DEBIAN / "ptp")]))
-    return Row(
-        what="CNI executable alone (VERSION)",
-        unit="ms",
-        cymric=median(mine),
-        peer_name="ptp",
-        peer=median(peers),
-    )
+def _start_of_executables(node: CniNode) -> list[Row]:
+    """Ours asked about a cnid that answers at once, the peer about its versions: no work in it."""
+    found: dict[str, list[float]] = {"cymric-cni": [], "cymric-cni.py": [], PEER: []}
+    with _answering_at_once(node.directory / "at-once.sock") as path:
+        config = json.dumps(netconf(path)).encode()
+        for _ in range(ONE_BY_ONE):
+            for name in ("cymric-cni", "cymric-cni.py"):
+                found[name].append(_started([str(node.directory / "bin" / name)], "ADD", config))
+            found[PEER].append(_started([str(DEBIAN / "ptp")], "VERSION"))
+    texts = {"cymric-cni": "compiled", "cymric-cni.py": "in Python"}
+    return [
+        Row(
+            what=f"CNI executable alone, {text}",
+            unit="ms",
+            cymric=median(found[name]),
+            peer_name="ptp",
+            peer=median(found[PEER]),
+        )
+        for name, text in texts.items()
+    ]
+
+
+@contextmanager
+def _answering_at_once(path: Path) -> Iterator[Path]:
+    """A process that answers every request with nothing, as soon as it is there."""
+    script = f"""
+import socket
+listener = socket.socket(socket.AF_UNIX)
+listener.bind({str(path)!r})
+listener.listen()
+while True:
+    connection, _ = listener.accept()
+    connection.recv(1 << 20)
+    connection.sendall(b"cymric-cni 2 0\\n")
+    connection.close()
+"""
+    process = subprocess.Popen([SYSTEM_PYTHON, "-c", script])
+    try:
+        eventually_now(path.exists, 15, what="the stand-in listens")
+        yield path
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 def import_costs() -> list[tuple[str, float]]:
@@ -102,19 +133,16 @@ def import_costs() -> list[tuple[str, float]]:
     found = []
     for module in IMPORTS:
         script = f"import {module}" if module else "pass"
-        taken = [_started([str(SYSTEM_PYTHON), "-IS", "-c", script]) for _ in range(15)]
+        command = [str(SYSTEM_PYTHON), "-IS", "-c", script]
+        taken = [_started(command, "VERSION") for _ in range(15)]
         found.append((module or "nothing", median(taken)))
     return found
 
 
-def _started(command: Sequence[str]) -> float:
+def _started(command: Sequence[str], asked: str, config: bytes = b"") -> float:
     began = time.perf_counter()
     subprocess.run(
-        command,
-        env={"CNI_COMMAND": "VERSION"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=True,
+        command, env={"CNI_COMMAND": asked}, input=config, capture_output=True, check=True
     )
     return (time.perf_counter() - began) * 1000
 
