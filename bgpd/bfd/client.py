@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -59,13 +60,21 @@ def watched(sessions: Iterable[Session]) -> Iterator[WantedSession]:
             )
 
 
+class OnFailed(Protocol):
+    """Who acts when a path to a peer is dead: `Router.on_path_failed`."""
+
+    def __call__(self, peer: str, reason: str, *, is_independent: bool) -> None:
+        """The session of `peer` that was up is down; see `Failed`."""
+        ...
+
+
 class Bfd:
     """BFD as bgpd sees it. `command` starts the process; `socket` is where it listens."""
 
     def __init__(
         self,
         socket: Path,
-        on_failed: Callable[[Failed], None],
+        on_failed: OnFailed,
         *,
         command: Sequence[str] | None = None,
     ) -> None:
@@ -192,7 +201,7 @@ class Bfd:
                     writer.write(line(Stop()))
             case Failed():
                 log.warning("path failed", peer=message.peer, reason=message.reason)
-                self._on_failed(message)
+                self._on_failed(message.peer, message.reason, is_independent=message.is_independent)
             case Report():
                 self._log_changes(self._report, message)
                 self._report = message
