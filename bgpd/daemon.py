@@ -1,9 +1,10 @@
 """The wiring of bgpd: which parts there are, and what wakes which.
 
-    etcd ─▶ Syncer ─▶ Router.on_updates ─┐ kick
-    relay ◀▶ ExaBGPSpeaker ─▶ on_event ──┴─▶ Router.work ─┬─▶ Outgoing ─▶ Speaker.advertise
-                                                          ├─▶ Speaker.expect_sessions
-                                                          └─▶ Fib.kick ─▶ Routes.apply ─▶ kernel
+    etcd ─▶ Syncer ─▶ Router.on_updates ──┐ kick
+    BFD process ◀▶ Bfd ─▶ on_path_failed ─┤
+    relay ◀▶ ExaBGPSpeaker ─▶ on_event ───┴─▶ Router.work ─┬─▶ Outgoing ─▶ Speaker.advertise
+                                                           ├─▶ Speaker.expect_sessions
+                                                           └─▶ Fib.kick ─▶ Routes.apply ─▶ kernel
     bgpd.sock, bird.ctl ─▶ Questions (status, routes, why; BIRD's rows)
 
 Every loop is level-triggered: a kick says that something changed, the woken reads the latest state.
@@ -14,9 +15,11 @@ themselves meanwhile. When bgpd stops, sessions and kernel routes stay as they a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import structlog
 
+from bgpd.bfd.client import Bfd, watched
 from bgpd.bird_socket import serve_bird
 from bgpd.drain import Role, Wish, wish
 from bgpd.drain_status import DrainStatus
@@ -57,9 +60,18 @@ async def serve(settings: Settings, health: Health) -> None:
 
 
 async def run(
-    settings: Settings, health: Health, store: Datastore, speaker: Speaker, routes: Routes
+    settings: Settings,
+    health: Health,
+    store: Datastore,
+    speaker: Speaker,
+    routes: Routes,
+    *,
+    bfd_command: Sequence[str] | None = None,
 ) -> None:
-    """Run on any datastore, speaker and kernel until cancelled."""
+    """Run on any datastore, speaker and kernel until cancelled.
+
+    `bfd_command` starts the BFD process, if not with our interpreter and where we are.
+    """
     health.expect(IN_SYNC, KERNEL)
     in_sync = asyncio.Event()
     outgoing = Outgoing(
@@ -68,8 +80,13 @@ async def run(
         is_empty=lambda prefix: is_empty(router, prefix),
     )
     router = Router(
-        settings.node_name, speaker, on_routes_changed=lambda: fib.kick(), tell=outgoing.want
+        settings.node_name,
+        speaker,
+        on_routes_changed=lambda: fib.kick(),
+        tell=outgoing.want,
+        on_sessions=lambda wanted: bfd.expect(watched(wanted)),
     )
+    bfd = Bfd(settings.run_dir / "bfd.sock", router.on_path_failed, command=bfd_command)
     fib = Fib(routes, router.wanted_in_kernel, on_applied=lambda: health.set_ready(KERNEL))
     sessions = SessionLog()
     questions = Questions(router, speaker, fib, sessions, outgoing)
@@ -110,6 +127,7 @@ async def run(
         tasks.create_task(announce(), name="announce")
         tasks.create_task(drain_status.run(), name="drain status")
         tasks.create_task(fib.run(), name="fib")
+        tasks.create_task(bfd.run(), name="bfd")
         tasks.create_task(questions.measure(), name="measure")
         answering = serve_questions(settings.bgpd_socket, questions.answer)
         tasks.create_task(answering, name="questions")

@@ -71,6 +71,7 @@ class Router:
         *,
         on_routes_changed: Callable[[], None] = lambda: None,
         tell: Callable[[str, Mapping[str, Announcement]], None] | None = None,
+        on_sessions: Callable[[Sequence[Session]], None] = lambda _: None,
         clock: Clock = time.monotonic,
     ) -> None:
         self.view = View(node)
@@ -87,6 +88,7 @@ class Router:
         self._speaker = speaker
         self._tell = tell or speaker.advertise
         self._on_routes_changed = on_routes_changed
+        self._on_sessions = on_sessions
         self._clock = clock
         self._policy: ImportPolicy | None = None
         self._is_view_dirty = True
@@ -147,6 +149,21 @@ class Router:
                 log.debug("session not established", peer=event.peer, reason=event.reason)
             case _:
                 assert_never(event)
+
+    def on_path_failed(self, peer: str, reason: str, *, is_independent: bool) -> None:
+        """BFD says that the way to a peer is dead: its paths leave the decision at once.
+
+        A session that is down already may be a restart, which takes BFD along unless that is
+        independent of the control plane on both sides (RFC 5882 §4.3.2).
+        """
+        if peer in self.up:
+            log.warning("path to peer failed", peer=peer, reason=reason)
+            self._speaker.session_lost(peer, reason)
+            del self.up[peer]
+        elif not is_independent:
+            return
+        self._do(peer, (Action.DROP,))
+        self.kick()
 
     def _session_up(self, event: SessionUp, now_s: float) -> None:
         log.info(
@@ -271,6 +288,7 @@ class Router:
         sessions = {str(session.peer_address): session for session in peering.sessions}
         if sessions != self.sessions or self._policy is None:
             self._speaker.expect_sessions(peering.sessions)
+            self._on_sessions(peering.sessions)
         new = sessions.keys() - self.sessions.keys()
         self.sessions = sessions
         for peer in self.restarts.expect(sessions.keys()):
