@@ -33,6 +33,9 @@ APPLY_TIME = Summary(
     "felix_int_dataplane_apply_time_seconds", "How long it takes to apply the desired state."
 )
 APPLY_FAILURES = growing("felix_int_dataplane_failures", "Applications that must be repeated.")
+STAGED = growing(
+    "cymric_felix_staged_changes", "Changes of policy for which rules looked at copies of sets."
+)
 UPDATES = growing("felix_calc_graph_updates_processed", "Updates from the datastore.")
 RESYNC_STATE = Gauge(
     "felix_resync_state", "1 waiting for the datastore, 2 resync in progress, 3 in sync."

@@ -19,8 +19,9 @@ the kernel refuses only keeps its endpoint from being complete; it is tried agai
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import structlog
 
@@ -34,9 +35,10 @@ from felix.dataplane import pools
 from felix.dataplane.conntrack import Conntrack
 from felix.dataplane.endpoints import GRACE_S, EndpointManager
 from felix.dataplane.interfaces import Interfaces
+from felix.dataplane.ordering import Order, way, with_other_sets
 from felix.dataplane.pools import AddressesByInterface
 from felix.dataplane.sysctls import Sysctls
-from felix.ipset.sets import IPSets
+from felix.ipset.sets import IPSets, SetChange
 from felix.iptables.table import Table
 from felix.rules.tables import TableContents
 
@@ -112,6 +114,8 @@ class Dataplane:
         self._clock = clock
         self._on_applied = on_applied
         self._applied: Desired | None = None
+        self._settled: Desired | None = None
+        """What rules and sets in the kernel are of; None after a failure: a mixture."""
         self._contents = {version: TableContents(version) for version in drivers.tables}
         self._is_forwarding_ipv6 = False
         self._backoff = Backoff(first_s=0.1, most_s=5.0)
@@ -195,7 +199,14 @@ class Dataplane:
         if desired is not self._applied:
             self._want(desired)
         # Order matters: the kernel refuses a rule naming a missing set, and to destroy a used one.
-        await drivers.ipsets.write()
+        before, self._settled = self._settled, None
+        changes = await drivers.ipsets.create()
+        chosen = way(before, desired, changes)
+        if chosen.order is Order.STAGED:
+            await self._switch_to_copies(desired, changes)
+        if chosen.order is not Order.TABLES_FIRST:
+            await drivers.ipsets.write(chosen.at_once)
+        self._want_tables(desired)
         is_done, problem = True, None
         async with asyncio.TaskGroup() as writes:
             for table in drivers.all_tables:
@@ -209,11 +220,13 @@ class Dataplane:
                     problem = error
         if problem is not None:
             raise problem
+        if chosen.order is Order.TABLES_FIRST:
+            await drivers.ipsets.write(chosen.at_once)
         await drivers.ipsets.delete_unwanted()
         if is_first:
             is_done = await self._lead_to_pods(tasks)
         drivers.endpoints.report()
-        self._applied = desired
+        self._applied = self._settled = desired
         if is_first:
             self._status_due_s = self._clock() + STATUS_CHECK_S
             self._on_applied()
@@ -225,13 +238,28 @@ class Dataplane:
             drivers.ipsets.want(pools.sets(desired, drivers.addresses()))
         if applied is None or desired.endpoints is not applied.endpoints:
             drivers.endpoints.want(desired)
-        for version, tables in drivers.tables.items():
-            for name, content in self._contents[version].contents(desired).items():
-                tables[name].want(content)
         if 6 in drivers.tables and not self._is_forwarding_ipv6 and _uses_ipv6(desired):
             if drivers.config.ip_forwarding == "enabled":
                 drivers.sysctls.forward_ipv6()
             self._is_forwarding_ipv6 = True
+
+    def _want_tables(
+        self, desired: Desired, copies: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """State the tables, with copies of sets by their names instead of these."""
+        for version, tables in self._drivers.tables.items():
+            for name, content in self._contents[version].contents(desired).items():
+                tables[name].want(with_other_sets(content, copies) if copies else content)
+
+    async def _switch_to_copies(self, desired: Desired, changes: Sequence[SetChange]) -> None:
+        """Switch rules and sets together, to rules that look at copies of the sets."""
+        copies = await self._drivers.ipsets.copy(change.name for change in changes)
+        self._want_tables(desired, copies)
+        async with asyncio.TaskGroup() as writes:
+            for table in self._drivers.all_tables:
+                if table.is_pending:
+                    writes.create_task(table.apply(), name=f"table {table.name}")
+        metrics.STAGED.inc()
 
     async def _lead_to_pods(self, tasks: asyncio.TaskGroup) -> bool:
         """Interfaces and routes. Connections of addresses that went, or moved, end with them."""

@@ -1,7 +1,8 @@
-"""The pool manager: the fixed IP sets that rules of every node refer to.
+"""All IP sets of a node: the fixed ones that rules of every node name, and those of policies.
 
 `this-host` holds the addresses of all interfaces that are no workload's; the others come from the
-datastore. Every set exists once for each family in use.
+datastore. Every set exists once for each family in use. A policy's set whose members are as before
+is the same object as before, so large sets cost nothing when they do not change.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 
 from cymric.model.net import Address, host_network
 from felix.calc.values import Desired
-from felix.ipset.sets import IPSet
+from felix.ipset.sets import IPSet, texts
 from felix.rules.names import ALL_HOSTS, MASQUERADE_POOLS, NETWORK_POOLS, THIS_HOST
 
 AddressesByInterface = Mapping[str, frozenset[Address]]
@@ -24,10 +25,10 @@ def sets(desired: Desired, addresses: AddressesByInterface) -> tuple[IPSet, ...]
         if not desired.config.is_workload_interface(name)
         for address in found
     )
-    return tuple(
+    fixed = (
         IPSet(
             set_id,
-            frozenset(member for member in members if member.version == version),
+            texts(member for member in members if member.version == version),
             type=kind,
             ip_version=version,
         )
@@ -39,8 +40,20 @@ def sets(desired: Desired, addresses: AddressesByInterface) -> tuple[IPSet, ...]
             (THIS_HOST, own, "hash:ip"),
         )
     )
+    policy = (
+        IPSet(one.id, one.members(version), str(one.kind), version, is_policy=True)
+        for version in desired.config.ip_versions
+        for one in desired.ip_sets.values()
+    )
+    return (*fixed, *policy)
 
 
 def ingredients(desired: Desired) -> tuple[object, ...]:
     """What the sets are made of, to see whether they must be made anew."""
-    return (desired.config, desired.pools, desired.masquerade_pools, desired.hosts)
+    return (
+        desired.config,
+        desired.pools,
+        desired.masquerade_pools,
+        desired.hosts,
+        desired.ip_sets,
+    )

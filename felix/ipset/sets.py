@@ -1,16 +1,21 @@
 """IP sets of the kernel kept as wanted.
 
-Sets go in before the rules that name them (`write`) and out after (`delete_unwanted`): the kernel
-refuses the rest. A set that is new, or whose type is wrong, or most of whose members differ is
-built under a temporary name and swapped in, so that a rule never sees it half filled; otherwise
-only the differences are written. Ours is what is named `cali40…` (or `cali4t…`, left over from an
-interrupted swap); for IPv6 `cali60…` and `cali6t…`. `check` reads everything anew.
+Sets go in before the rules that name them (`create`, `write`) and out after (`delete_unwanted`):
+the kernel refuses the rest. A set that is new, or whose type is wrong, or most of whose members
+differ is built under a temporary name and swapped in, so that a rule never sees it half filled;
+otherwise only the differences are written. Sets that rules of policy look at may have to change
+together with each other or with the rules: `changes` tells what would change, `copy` makes the
+wanted sets under other names meanwhile (felix/dataplane/ordering.py says when).
+
+Ours is what is named `cali40…` (or `cali4t…`, a copy); for IPv6 `cali60…` and `cali6t…`. `check`
+reads everything anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 
 import structlog
 
@@ -30,12 +35,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class IPSet:
-    """A set of one family by its id; `type` is ipset's, `hash:net` or `hash:ip`."""
+    """A set of one family by its id; `type` is ipset's, members are in ipset's own text."""
 
     id: str
-    members: frozenset[Network]
+    members: frozenset[str]
     type: str = "hash:net"
     ip_version: int = 4
+    is_policy: bool = False
+    """Whether verdicts depend on it."""
 
     @property
     def name(self) -> str:
@@ -51,6 +58,22 @@ class SavedSet:
     max_size: int
     members: frozenset[str]
     ip_version: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SetChange:
+    """What will change in a set that is there and that verdicts depend on."""
+
+    name: str
+    id: str
+    ip_version: int
+    gained: frozenset[str]
+    lost: frozenset[str]
+
+
+def texts(networks: Iterable[Network]) -> frozenset[str]:
+    """Prefixes as members."""
+    return frozenset(text for network in networks for text in canonical(network))
 
 
 def canonical(network: Network) -> tuple[str, ...]:
@@ -79,10 +102,18 @@ def parse(text: str) -> dict[str, SavedSet]:
     }
 
 
-def plan(actual: Mapping[str, SavedSet], wanted: Mapping[str, SavedSet]) -> list[str]:
-    """The lines for `ipset restore` that make every wanted set be there as wanted."""
+def plan(
+    actual: Mapping[str, SavedSet],
+    wanted: Mapping[str, SavedSet],
+    at_once: Collection[str] = (),
+) -> list[str]:
+    """The lines for `ipset restore` that make every wanted set be there as wanted.
+
+    Sets `at_once` are swapped if more than one member differs.
+    """
     lines: list[str] = []
-    for number, name in enumerate(sorted(wanted)):
+    names = _temporary_names(actual)
+    for name in sorted(wanted):
         want, have = wanted[name], actual.get(name)
         if have == want:
             continue
@@ -91,17 +122,24 @@ def plan(actual: Mapping[str, SavedSet], wanted: Mapping[str, SavedSet]) -> list
             continue
         gone, new = have.members - want.members, want.members - have.members
         is_same_kind = replace(have, members=want.members) == want
-        if is_same_kind and len(gone) + len(new) <= len(want.members):
+        most = 1 if name in at_once else len(want.members)
+        if is_same_kind and len(gone) + len(new) <= most:
             # Additions first: a member that changes its prefix length is never missing.
             lines += [f"add {name} {member}" for member in sorted(new)]
             lines += [f"del {name} {member}" for member in sorted(gone)]
             continue
-        temporary = f"{TEMPORARY_PREFIX_BY_VERSION[want.ip_version]}{number}"
-        if temporary in actual:
-            lines.append(f"destroy {temporary}")
+        temporary = next(names[want.ip_version])
         lines += _create(temporary, want)
         lines += [f"swap {temporary} {name}", f"destroy {temporary}"]
     return lines
+
+
+def _temporary_names(actual: Collection[str]) -> Mapping[int, Iterator[str]]:
+    """Names that are free, by family: what an earlier process left may still be in use."""
+    return {
+        version: (name for number in count() if (name := f"{prefix}{number}") not in actual)
+        for version, prefix in TEMPORARY_PREFIX_BY_VERSION.items()
+    }
 
 
 def _create(name: str, want: SavedSet) -> Iterable[str]:
@@ -126,40 +164,79 @@ class IPSets:
         self._refresh_s = refresh_s
         self._max_size = max_size
         self._wanted: dict[str, SavedSet] = {}
+        self._policy_ids: dict[str, str] = {}
         self._actual: dict[str, SavedSet] | None = None
         self._read_at_s = clock()
 
     def want(self, sets: Iterable[IPSet]) -> None:
-        """State all wanted sets."""
+        """State all wanted sets. Members that are the same object are not compared one by one."""
+        found = tuple(sets)
         self._wanted = {
-            one.name: SavedSet(
-                one.type,
-                self._max_size,
-                frozenset(text for member in one.members for text in canonical(member)),
-                one.ip_version,
-            )
-            for one in sets
+            one.name: SavedSet(one.type, self._max_size, one.members, one.ip_version)
+            for one in found
         }
+        self._policy_ids = {one.name: one.id for one in found if one.is_policy}
         for version in (4, 6):
-            count = sum(one.ip_version == version for one in self._wanted.values())
-            metrics.SETS.labels(str(version)).set(count)
+            number = sum(one.ip_version == version for one in found)
+            metrics.SETS.labels(str(version)).set(number)
 
     @property
     def check_due_s(self) -> float:
         """When, on the clock, `check` should be called next."""
         return self._read_at_s + self._refresh_s if self._refresh_s else float("inf")
 
-    async def write(self) -> bool:
-        """Create and update what is wanted; whether anything was written. Raises CommandFailed."""
-        # Until the answer is in, what the kernel has is not known.
-        actual, self._actual = self._actual, None
-        if actual is None:
-            actual = await self._read()
-        lines = plan(actual, self._wanted)
+    async def create(self) -> tuple[SetChange, ...]:
+        """Create what is missing; tell what will change in sets that verdicts depend on.
+
+        Raises CommandFailed.
+        """
+        actual = await self._known()
+        missing = {name: self._wanted[name] for name in self._wanted.keys() - actual.keys()}
+        if missing:
+            await self._restore(plan({}, missing))
+        self._actual = actual | missing
+        return tuple(
+            SetChange(
+                name,
+                set_id,
+                self._wanted[name].ip_version,
+                self._wanted[name].members - actual[name].members,
+                actual[name].members - self._wanted[name].members,
+            )
+            for name, set_id in self._policy_ids.items()
+            if name in actual and actual[name] != self._wanted[name]
+        )
+
+    async def copy(self, names: Iterable[str]) -> Mapping[str, str]:
+        """Make these wanted sets under other names; those by the sets' names.
+
+        `delete_unwanted` removes them. Raises CommandFailed.
+        """
+        actual = await self._known()
+        free = _temporary_names(actual)
+        copies = {name: next(free[self._wanted[name].ip_version]) for name in sorted(names)}
+        sets = {copied: self._wanted[name] for name, copied in copies.items()}
+        if sets:
+            await self._restore(plan({}, sets))
+        self._actual = actual | sets
+        return copies
+
+    async def write(self, at_once: Collection[str] = ()) -> bool:
+        """Create and update what is wanted; whether anything was written. Raises CommandFailed.
+
+        Sets `at_once` change in one step, however many members do.
+        """
+        actual = await self._known()
+        lines = plan(actual, self._wanted, at_once)
         if lines:
             await self._restore(lines)
         self._actual = actual | self._wanted
         return bool(lines)
+
+    async def _known(self) -> dict[str, SavedSet]:
+        """What the kernel has. Forgotten until the caller says what it is now."""
+        actual, self._actual = self._actual, None
+        return await self._read() if actual is None else actual
 
     async def delete_unwanted(self) -> None:
         """Remove our sets that nothing wants; one that a rule still uses is left for later."""

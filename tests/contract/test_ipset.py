@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from cymric.kernel.command import Commands
-from cymric.model.net import Network, parse_network
-from felix.ipset.sets import IPSet, IPSets, SavedSet, parse
+from cymric.model.net import parse_network
+from felix.ipset.sets import IPSet, IPSets, SavedSet, parse, texts
 from tests.contract.test_iptables import CountingCommands
 from tests.support.fake_iptables import FakeIpset
 
@@ -96,9 +96,9 @@ def pools(*members: str) -> IPSet:
     return IPSet("pools", networks(*members))
 
 
-def networks(*texts: str) -> frozenset[Network]:
+def networks(*cidrs: str) -> frozenset[str]:
     """Members."""
-    return frozenset(map(parse_network, texts))
+    return texts(map(parse_network, cidrs))
 
 
 async def test_sets_are_created_with_their_members(host: Host) -> None:

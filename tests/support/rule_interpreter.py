@@ -7,13 +7,13 @@ a wrong spelling shows. Whatever is not understood is an error: nothing may matc
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from ipaddress import ip_address, ip_network
 
 from felix.iptables import render
-from felix.rules.rule import Chain, Rule, TableContent
+from felix.rules.rule import Rule, TableContent
 
 PROTOCOLS = {
     "icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132, "udplite": 136,
@@ -60,44 +60,57 @@ class Outcome:
     """The chains entered, in order."""
 
 
-Sets = Mapping[str, frozenset[str]]
+Sets = Mapping[str, Collection[str]]
 """Members by the set's name in the kernel."""
+Chains = Mapping[str, Sequence[str]]
+"""Rules of the chains of one table: the words after `-A <chain>`."""
+
+
+def as_text(content: TableContent) -> Chains:
+    """A wanted table, the kernel's chains included."""
+    chains = {name: texts(chain.rules) for name, chain in content.chains.items()}
+    for hook in (*content.inserts, *content.appends):
+        chains[hook] = texts((*content.inserts.get(hook, ()), *content.appends.get(hook, ())))
+    return chains
+
+
+def texts(rules: Sequence[Rule]) -> list[str]:
+    """Rules without their hashes."""
+    return [render.body(rule) for rule in rules]
 
 
 @dataclass
 class Interpreter:
-    """Tables of one family by name, or chains alone."""
+    """Tables of one family by name, and sets."""
 
-    tables: Mapping[str, TableContent] = field(default_factory=dict)
+    tables: Mapping[str, Chains] = field(default_factory=dict)
     sets: Sets = field(default_factory=dict)
 
     def at_hook(self, table: str, hook: str, packet: Packet) -> Outcome:
         """Walk one of the kernel's chains; its end accepts."""
-        content = self.tables[table]
-        rules = (*content.inserts.get(hook, ()), *content.appends.get(hook, ()))
-        outcome = self.in_chain(content.chains, Chain(hook, rules), packet)
+        outcome = self.in_chain(self.tables[table], hook, packet)
         return replace(outcome, verdict="ACCEPT") if outcome.verdict == "RETURN" else outcome
 
-    def in_chain(self, chains: Mapping[str, Chain], chain: Chain, packet: Packet) -> Outcome:
+    def in_chain(self, chains: Chains, name: str, packet: Packet) -> Outcome:
         """Walk one chain."""
         walk = _Walk(chains, self.sets, packet)
-        verdict = walk.chain(chain, 0)
+        verdict = walk.chain(name, 0)
         return Outcome(verdict, walk.packet.mark, tuple(walk.logged), walk.untracked,
                        tuple(walk.path))  # fmt: skip
 
 
 class _Walk:
-    def __init__(self, chains: Mapping[str, Chain], sets: Sets, packet: Packet) -> None:
+    def __init__(self, chains: Chains, sets: Sets, packet: Packet) -> None:
         self.chains, self.sets, self.packet = chains, sets, packet
         self.logged: list[str] = []
         self.path: list[str] = []
         self.untracked = False
 
-    def chain(self, chain: Chain, depth: int) -> str:
-        assert depth < MOST_DEPTH, f"chains nest too deep at {chain.name}"
-        self.path.append(chain.name)
-        for rule in chain.rules:
-            tests, action = _parsed(rule)
+    def chain(self, name: str, depth: int) -> str:
+        assert depth < MOST_DEPTH, f"chains nest too deep at {name}"
+        self.path.append(name)
+        for text in self.chains[name]:
+            tests, action = _parsed(text)
             if not all(test(self.packet, self.sets) for test in tests):
                 continue
             match action:
@@ -107,15 +120,15 @@ class _Walk:
                     return target
                 case ["--jump", "NOTRACK"]:
                     self.untracked = True
-                case ["--jump", "MARK", "--set-mark", text]:
-                    value, mask = (int(part, 0) for part in text.split("/"))
+                case ["--jump", "MARK", "--set-mark", set_mark]:
+                    value, mask = (int(part, 0) for part in set_mark.split("/"))
                     mark = self.packet.mark & ~mask | value
                     self.packet = replace(self.packet, mark=mark)
                 case ["--jump", "LOG", "--log-prefix", prefix, "--log-level", "5"]:
                     assert len(prefix) <= 29
                     self.logged.append(prefix)
                 case ["--jump" | "--goto" as how, target]:
-                    verdict = self.chain(self.chains[target], depth + 1)
+                    verdict = self.chain(target, depth + 1)
                     if verdict != "RETURN" or how == "--goto":
                         return verdict
                 case _:
@@ -127,8 +140,8 @@ _Test = Callable[[Packet, Sets], bool]
 
 
 @cache
-def _parsed(rule: Rule) -> tuple[tuple[_Test, ...], list[str]]:
-    words = shlex.split(render.body(rule))
+def _parsed(text: str) -> tuple[tuple[_Test, ...], list[str]]:
+    words = shlex.split(text)
     tests: list[_Test] = []
     protocols = [words[at + 1] for at, word in enumerate(words) if word == "-p"]
     assert len(protocols) <= 1, "iptables takes one -p"
@@ -248,7 +261,7 @@ def _is_port(port: int, ports: Sequence[str]) -> bool:
     return False
 
 
-def _is_member(packet: Packet, members: frozenset[str], directions: str) -> bool:
+def _is_member(packet: Packet, members: Collection[str], directions: str) -> bool:
     side = directions.partition(",")[0]
     assert directions in (side, f"{side},{side}")
     address = packet.source if side == "src" else packet.destination

@@ -27,8 +27,7 @@ from felix.rules.marks import allocate
 from felix.rules.names import set_name
 from felix.rules.policy import RuleChains
 from felix.rules.policy_rule import Rendering
-from felix.rules.rule import Chain
-from tests.support.rule_interpreter import PROTOCOLS, WITH_PORTS, Interpreter, Packet
+from tests.support.rule_interpreter import PROTOCOLS, WITH_PORTS, Interpreter, Packet, texts
 
 MARKS = allocate(0xFFFF0000)
 V4, V6 = Rendering(MARKS, 4, "calico-packet: "), Rendering(MARKS, 6, "calico-packet: ")
@@ -446,9 +445,9 @@ def side_matches(side: EntityMatch, address: Address, with_port: str, port: int)
 @given(policy_rules(), st.lists(packets, min_size=1, max_size=8))
 def test_rendered_rules_say_what_is_written(written: PolicyRule, met: list[Packet]) -> None:
     """For any rule and packet, the iptables rules decide as the rule does."""
-    chain = Chain("cali-pi-x", policy_rule.rules(written, V4))
+    chains = {"cali-pi-x": texts(policy_rule.rules(written, V4))}
     for packet in met:
-        outcome = Interpreter(sets=KERNEL_SETS).in_chain({}, chain, packet)
+        outcome = Interpreter(sets=KERNEL_SETS).in_chain(chains, "cali-pi-x", packet)
         decided = outcome.mark & (MARKS.accept | MARKS.passed | MARKS.drop)
         if not matches(written, packet):
             assert (outcome.verdict, decided, outcome.logged) == ("RETURN", 0, ())
