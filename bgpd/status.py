@@ -2,8 +2,10 @@
 
     cymric node status ─▶ run_dir/bgpd.sock ─▶ Questions.answer ─▶ JSON, then the connection closes
 
-Questions: `status` (also when nothing is asked within a moment), `routes` (the Loc-RIB), and
-`why <prefix>` (every path to it, and at which step it lost or why it was rejected).
+Questions: `status` (also when nothing is asked within a moment), `routes` (the Loc-RIB),
+`received <peer>`, `advertised <peer>`, `diff` (desired, commanded and confirmed, per peer), and
+`why <prefix>` (every path to it, and at which step it lost or why it was rejected). Long answers
+are written bit by bit, and others run in between.
 The socket is readable by its owner only, as is everything in the run directory.
 """
 
@@ -12,36 +14,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Any
 
 import msgspec
 import structlog
-from prometheus_client import Gauge
 
+from bgpd import tcp_view
 from bgpd.bird_rows import rows
 from bgpd.bird_socket import Daemon, Row
 from bgpd.decision import Path, lost_at
 from bgpd.fib import Fib
+from bgpd.listings import Stream, advertised, chosen, received
+from bgpd.metrics import limit_of, measure_once
 from bgpd.outgoing import Outgoing
 from bgpd.rib import AdjRibIn
 from bgpd.router import Router
 from bgpd.session_log import SessionLog
-from bgpd.speaker import PeerStatus, SessionState, Speaker
+from bgpd.speaker import PeerProof, PeerStatus, SessionState, Speaker
+from bgpd.tcp_view import TcpView
 from cymric.model.net import Network, parse_network
 
 log = structlog.get_logger()
 
 QUESTION_WITHIN_S = 0.5
+LISTEN_WITHIN_S = 10.0
 MEASURE_S = 5.0
-
-SESSION_UP = Gauge("cymric_bgp_session_up", "Whether a session is Established.", ["peer"])
-PATHS = Gauge("cymric_bgp_paths", "Paths in Adj-RIB-In.", ["peer"])
-STALE = Gauge("cymric_bgp_paths_stale", "Paths that wait to be confirmed or swept.", ["peer"])
-REJECTED = Gauge("cymric_bgp_paths_rejected", "Paths that policy rejects.", ["peer", "reason"])
-CHOSEN = Gauge("cymric_bgp_loc_rib_prefixes", "Prefixes with a path in use.")
-ADVERTISED = Gauge("cymric_bgp_advertised_prefixes", "Prefixes this node advertises.")
-UNCONFIRMED = Gauge("cymric_bgp_unconfirmed_prefixes", "Not yet sent to a peer.", ["peer"])
 
 
 class Questions:
@@ -61,7 +60,11 @@ class Questions:
         self._fib = fib
         self._sessions = sessions
         self._outgoing = outgoing
+        self._clock = clock
         self._started_s = clock()
+        self._drops = tcp_view.look().drops
+        self.bfd: Callable[[], Mapping[str, str]] = dict
+        """State of BFD by peer, for the peers it watches."""
 
     def bird_rows(self, family: int) -> Sequence[Row]:
         """What BIRD of that family would list."""
@@ -78,7 +81,7 @@ class Questions:
             configured_s=self._started_s,
         )
 
-    def answer(self, question: str) -> Mapping[str, Any]:
+    def answer(self, question: str) -> Mapping[str, Any] | Stream:
         """The answer to one line; a question that is not understood is answered with `error`."""
         word, _, rest = question.strip().partition(" ")
         try:
@@ -86,7 +89,13 @@ class Questions:
                 case "" | "status":
                     return self._status()
                 case "routes":
-                    return self._routes()
+                    return Stream({}, "routes", chosen(self._router.rib.loc_rib))
+                case "received":
+                    return self._received(self._known(rest.strip()))
+                case "advertised":
+                    return self._advertised(self._known(rest.strip()))
+                case "diff":
+                    return self._diff()
                 case "why":
                     return self._why(parse_network(rest.strip()))
                 case _:
@@ -94,8 +103,16 @@ class Questions:
         except ValueError as error:
             return {"error": str(error)}
 
+    def _known(self, peer: str) -> str:
+        """Raises ValueError for a peer that is not configured."""
+        if peer not in self._router.sessions:
+            raise ValueError(f"no session with {peer or 'nobody'} is configured on this node")
+        return peer
+
     def _status(self) -> Mapping[str, Any]:
         router, speaker = self._router, self._speaker.status()
+        tcp = tcp_view.look() if len(router.up) < len(router.sessions) else TcpView()
+        bfd, proofs = self.bfd(), self._speaker.proof()
         return {
             "node": router.view.node,
             "in_sync": router.is_in_sync,
@@ -105,8 +122,14 @@ class Questions:
                 "configuration": speaker.configuration,
             },
             "peers": [
-                self._peer(address, speaker.peers.get(address)) for address in router.sessions
+                {
+                    **self._peer(address, speaker.peers.get(address)),
+                    **self._operation(address, tcp, proofs.get(address)),
+                    "bfd": bfd.get(address, ""),
+                }
+                for address in router.sessions
             ],
+            "started": self._started_s,
             "unsupported_peers": dict(router.unsupported),
             "outgoing": self._outgoing.state,
             "advertising": {str(prefix): why for prefix, why in router.advertising.items()},
@@ -146,18 +169,74 @@ class Questions:
             },
         }
 
-    def _routes(self) -> Mapping[str, Any]:
-        chosen = self._router.rib.loc_rib
+    def _operation(self, address: str, tcp: TcpView, proof: PeerProof | None) -> Mapping[str, Any]:
+        """What an operator wants to know besides."""
+        session, record = self._router.sessions[address], self._sessions.of(address)
+        is_up = address in self._router.up
+        hint = ""
+        if not is_up:
+            hint = tcp_view.hint(
+                tcp,
+                session.peer_address,
+                session.peer_port,
+                is_passive=session.is_passive,
+                has_password=session.password is not None,
+                drops=tcp.drops.since(self._drops),
+            )
+        error = record.last_error
         return {
-            "routes": [
+            "families": sorted(record.families) if is_up else [],
+            "uptime_s": round(self._clock() - record.since_s, 3) if is_up else 0,
+            "changed": record.since_s,
+            "flaps": record.flaps,
+            "failed_attempts": record.attempts,
+            "updates": record.updates,
+            "limit": limit_of(self._router, address),
+            "last_error": "" if error is None else error.text,
+            "last_error_at": record.last_error_s,
+            "hint": hint,
+            "proof": None if proof is None else asdict(proof),
+        }
+
+    def _received(self, peer: str) -> Stream:
+        table = self._router.rib.adj_ribs_in.get(peer, AdjRibIn())
+        return Stream({"peer": peer, "is_up": peer in self._router.up}, "routes", received(table))
+
+    def _advertised(self, peer: str) -> Stream:
+        head = {
+            "peer": peer,
+            "is_up": peer in self._router.up,
+            "waits_for": self._outgoing.waits_for,
+            "drain": self._outgoing.state["phase"],
+        }
+        return Stream(head, "routes", advertised(self._outgoing.told(peer), self._why_advertised))
+
+    def _why_advertised(self, prefix: str) -> str:
+        network = parse_network(prefix)
+        if (why := self._router.advertising.get(network)) is not None:
+            return why.value
+        choice = self._router.rib.loc_rib.get(network)
+        return "" if choice is None else f"learned from {choice.path.peer.address}"
+
+    def _diff(self) -> Mapping[str, Any]:
+        proofs, seen = self._speaker.proof(), self._speaker.status().peers
+        peers = []
+        for address in self._router.sessions:
+            proof, peer = proofs.get(address, PeerProof()), seen.get(address)
+            told = self._outgoing.told(address)
+            peers.append(
                 {
-                    "prefix": str(prefix),
-                    "next_hop": str(chosen[prefix].path.next_hop),
-                    "peer": str(chosen[prefix].path.peer.address),
-                    "settled_by": chosen[prefix].settled_by,
+                    "peer": address,
+                    "is_up": address in self._router.up,
+                    "wanted": len(told),
+                    "configured": 0 if peer is None else peer.commanded,
+                    **asdict(proof),
                 }
-                for prefix in sorted(chosen, key=lambda one: (one.version, one))
-            ]
+            )
+        return {
+            "waits_for": self._outgoing.waits_for,
+            "configuration": self._speaker.status().configuration,
+            "peers": peers,
         }
 
     def _why(self, prefix: Network) -> Mapping[str, Any]:
@@ -173,7 +252,7 @@ class Questions:
                     "stale": is_stale,
                     "rejected": rejection or "",
                     "lost_at": lost.get(path, ""),
-                    "used": choice is not None and path == choice.path,
+                    "used": choice is not None and path in (choice.path, *choice.used),
                 }
                 for path, rejection, is_stale in found
             ],
@@ -182,24 +261,8 @@ class Questions:
     async def measure(self) -> None:
         """Keep the gauges, until cancelled."""
         while True:
-            self._measure_once()
+            measure_once(self._router, self._speaker, self._sessions, self._outgoing)
             await asyncio.sleep(MEASURE_S)
-
-    def _measure_once(self) -> None:
-        router, seen = self._router, self._speaker.status().peers
-        for gauge in (SESSION_UP, PATHS, STALE, REJECTED, UNCONFIRMED):
-            gauge.clear()
-        for peer in router.sessions:
-            SESSION_UP.labels(peer).set(peer in router.up)
-            if peer in seen:
-                UNCONFIRMED.labels(peer).set(seen[peer].wanted - seen[peer].confirmed)
-        for peer, table in router.rib.adj_ribs_in.items():
-            PATHS.labels(peer).set(len(table.paths))
-            STALE.labels(peer).set(len(table.stale))
-            for reason, count in table.rejections().items():
-                REJECTED.labels(peer, reason).set(count)
-        CHOSEN.set(len(router.rib.loc_rib))
-        ADVERTISED.set(len(router.advertising))
 
 
 def _path(path: Path) -> Mapping[str, Any]:
@@ -214,7 +277,9 @@ def _path(path: Path) -> Mapping[str, Any]:
     }
 
 
-async def serve_questions(socket: FilePath, answer: Callable[[str], Mapping[str, Any]]) -> None:
+async def serve_questions(
+    socket: FilePath, answer: Callable[[str], Mapping[str, Any] | Stream]
+) -> None:
     """Answer on `socket` until cancelled; replaces what an earlier process left there."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -224,9 +289,16 @@ async def serve_questions(socket: FilePath, answer: Callable[[str], Mapping[str,
         except (TimeoutError, ValueError):
             question = ""
         try:
-            writer.write(msgspec.json.encode(answer(question)) + b"\n")
+            said = answer(question)
+            chunks = said.chunks() if isinstance(said, Stream) else [msgspec.json.encode(said)]
+            for chunk in chunks:
+                writer.write(chunk)
+                async with asyncio.timeout(LISTEN_WITHIN_S):
+                    await writer.drain()
+                await asyncio.sleep(0)  # routes and sessions go first
+            writer.write(b"\n")
             await writer.drain()
-        except OSError as error:
+        except (OSError, TimeoutError) as error:
             log.debug("a question's asker went away", error=str(error))
         finally:
             writer.close()

@@ -8,11 +8,24 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from bgpd import drain
 from bgpd.drain import GRACEFUL_SHUTDOWN
-from bgpd.speaker import SpeakerConnected
-from cymric.datastore.api import Put, Transaction
+from bgpd.listings import ROWS_AT_ONCE
+from bgpd.metrics import measure_once
+from bgpd.outgoing import Outgoing
+from bgpd.router import Router
+from bgpd.session_log import SessionLog
+from bgpd.speaker import (
+    IPV4_UNICAST,
+    NotificationReceived,
+    SessionDown,
+    SessionUp,
+    SpeakerConnected,
+)
+from cymric.datastore.api import Delete, Put, Transaction
+from cymric.datastore.syncer import Update
 from cymric.model.keys import ResourceKey
 from cymric.runtime.boot_mark import write_mark
 from tests.support.eventually import eventually
@@ -128,8 +141,126 @@ async def _is(value: object, expected: object) -> bool:
     return bool((await value) == expected)
 
 
-def _delete_web() -> object:
-    from cymric.datastore.api import Delete
-
+def _delete_web() -> Delete:
     key = ResourceKey("WorkloadEndpoint", "us-k8s-web-eth0", namespace="default")
     return Delete(str(key))
+
+
+async def test_what_was_received_and_why_not_used(us: Node) -> None:
+    """`received` lists a peer's routes with the reason for each that is not used; a peer that is
+    not configured is an error.
+    """
+    async with us.running():
+        us.up()
+        us.announces(THEIRS, "192.0.2.0/24")
+        await eventually(lambda: THEIRS in us.kernel, 30)
+        answer = await us.ask(f"received {OTHER}")
+        rejected = {row["prefix"]: row["rejected"] for row in answer["routes"]}
+        assert rejected == {THEIRS: "", "192.0.2.0/24": "outside pools and service ranges"}
+        assert answer["routes"][0]["next_hop"] == OTHER
+        assert "no session with" in (await us.ask("received 192.0.2.1"))["error"]
+        assert "no session with nobody" in (await us.ask("advertised"))["error"]
+
+
+async def test_what_is_advertised_and_why(us: Node) -> None:
+    """`advertised` lists what a peer should have, with attributes and the reason; `diff` counts
+    how far that is so.
+    """
+    async with us.running():
+        us.up()
+        await eventually(lambda: us.heard(OTHER) == {OWN}, 30)
+        (row,) = (await us.ask(f"advertised {OTHER}"))["routes"]
+        assert (row["prefix"], row["why"], row["local_pref"]) == (
+            OWN,
+            "block of this node",
+            2147482623,
+        )
+        await wish(us, "reboot")
+        await eventually(lambda: is_marked(us, OWN), 30)
+        (row,) = (await us.ask(f"advertised {OTHER}"))["routes"]
+        assert (row["communities"], row["local_pref"]) == (["65535:0"], 0)
+        (peer,) = (await us.ask("diff"))["peers"]
+        assert (peer["wanted"], peer["desired"], peer["configured"], peer["confirmed"]) == (
+            *(1, 1),
+            *(1, 1),
+        )
+        assert peer["missing"] == 0
+
+
+async def test_sessions_are_told_with_their_story(us: Node) -> None:
+    """Family, uptime, flaps, limit, and the last error in words that stay after it is over."""
+    async with us.running():
+        us.up()
+        us.announces(THEIRS)
+        await eventually(lambda: THEIRS in us.kernel, 30)
+        us.speaker.say(NotificationReceived(OTHER, 6, 2, "", sent=False))
+        us.speaker.say(SessionDown(OTHER, "notification received (6,2)"))
+        await eventually(lambda: _state(us, "start"), 30)
+        (down,) = (await us.ask())["peers"]
+        assert (down["flaps"], down["families"], down["uptime_s"]) == (1, [], 0)
+        us.up()
+        await eventually(lambda: _state(us, "up"), 30)
+        (peer,) = (await us.ask())["peers"]
+        assert peer["families"] == [IPV4_UNICAST]
+        assert (peer["updates"], peer["flaps"], peer["limit"]) == (1, 1, 100_000)
+        assert peer["uptime_s"] > 0
+        assert peer["last_error"].startswith("administrative shutdown, the peer ended it")
+
+
+async def _state(us: Node, state: str) -> bool:
+    return [one["state"] for one in (await us.ask())["peers"]] == [state]
+
+
+async def test_others_run_while_a_long_answer_is_written(us: Node) -> None:
+    """A listing of many routes is whole, and gives way after every few hundred of them."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with us.running():
+        us.up()
+        us.announces(*(f"10.{a}.{b}.0/24" for a in range(40) for b in range(250)))
+        await eventually(lambda: _received(us, 10_000), 60)
+        counting = asyncio.create_task(count())
+        try:
+            before = turns
+            answer = await us.ask(f"received {OTHER}")
+            assert turns - before >= 10_000 / ROWS_AT_ONCE
+        finally:
+            counting.cancel()
+        assert len({row["prefix"] for row in answer["routes"]}) == 10_000
+
+
+async def _received(us: Node, count: int) -> bool:
+    return [one["received"] for one in (await us.ask())["peers"]] == [count]
+
+
+async def test_metrics_follow_the_peers(us: Node) -> None:
+    """Each configured peer has its series; a peer that is removed leaves none behind."""
+    router, log, outgoing = Router("us", us.speaker), SessionLog(), Outgoing(us.speaker.advertise)
+    router.on_updates(
+        [
+            Update(ResourceKey("Node", "us"), node("us", "198.19.0.2/20")),
+            Update(ResourceKey("Node", "other"), node("other", f"{OTHER}/20")),
+        ]
+    )
+    router.on_in_sync()
+    router.work()
+    log.note(SessionUp(OTHER, 64512, frozenset({IPV4_UNICAST})))
+    log.note(SessionDown(OTHER, "closing connection"))
+    measure_once(router, us.speaker, log, outgoing)
+    assert _sample("cymric_bgp_session_flaps", OTHER) == 1
+    assert _sample("cymric_bgp_paths_limit", OTHER) == 100_000
+    assert _sample("cymric_bgp_session_up", OTHER) == 0
+    router.on_updates([Update(ResourceKey("Node", "other"), None)])
+    router.work()
+    measure_once(router, us.speaker, log, outgoing)
+    assert _sample("cymric_bgp_session_flaps", OTHER) is None
+
+
+def _sample(name: str, peer: str) -> float | None:
+    return REGISTRY.get_sample_value(name, {"peer": peer})
