@@ -1,14 +1,17 @@
 """Which of several paths to a prefix is used: RFC 4271 §9.1, one function per sentence.
 
 Pure. The result depends on the set of paths only, never on their order: every step keeps the paths
-that are not worse than another, and the last step tells any two peers apart.
+that are not worse than another, and the last step tells any two peers apart. Paths that are equal
+up to the last steps, which only break ties, are used together (ECMP), up to a limit.
 
 Paths that must not be considered at all (§9.1.2: loops, unusable next hops) were taken out by the
-import policy. Not here: interior cost (§9.1.2.2 e), because nodes have no IGP and every next hop
-that the kernel takes is directly connected; several equal paths at once (ECMP), whose place is
-`Choice`.
+import policy. Not here: interior cost (§9.1.2.2 e), because nodes have no IGP.
 
-Source: RFC 4271 §9.1.1, §9.1.2.2; RFC 4456 §9 for reflected paths.
+A `Path` is shared by all prefixes of the UPDATE that brought it, so whatever is worked out from a
+path alone is worked out once for hundreds of prefixes.
+
+Source: RFC 4271 §9.1.1, §9.1.2.2; RFC 4456 §9 for reflected paths; RFC 8326 §4 for
+GRACEFUL_SHUTDOWN.
 """
 
 from __future__ import annotations
@@ -18,21 +21,31 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bgpd.speaker import Origin, PathAttributes
-from cymric.model.net import Address, Network
+from cymric.model.net import Address
 
 DEFAULT_LOCAL_PREF = 100
 """For paths from eBGP, and iBGP paths that lack the attribute; as BIRD."""
+DEFAULT_MAX_PATHS = 16
+"""How many equal paths share the traffic, unless configured; as BIRD."""
+GRACEFUL_SHUTDOWN = (65535, 0)
+"""RFC 8326: the sender is about to go away, use it only if there is no other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Who sent a path. `node` is the cluster node behind the address, "" for outsiders."""
+    """Who sent a path. `node` is the cluster node behind the address, "" for outsiders.
+
+    `is_client`: we are a route reflector and the peer is one of our clients (RFC 4456 §4).
+    `allowed_own_asns`: how often our AS may stand in its paths.
+    """
 
     address: Address
     asn: int
     local_asn: int
     router_id: Address | None = None
     node: str = ""
+    is_client: bool = False
+    allowed_own_asns: int = 0
 
     @property
     def is_ibgp(self) -> bool:
@@ -42,24 +55,42 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """One peer's route to one prefix."""
+    """What one peer says of the way to some prefixes: those of one UPDATE share it.
 
-    prefix: Network
+    `preference` is a degree of preference that an import filter set.
+    """
+
     next_hop: Address
     attributes: PathAttributes
     peer: Peer
+    preference: int | None = None
 
     @property
     def local_pref(self) -> int:
         """The degree of preference (§9.1.1). What an eBGP peer claims is ignored (§5.1.5)."""
+        if self.preference is not None:
+            return self.preference
+        if self.is_going_away:
+            return 0
         claimed = self.attributes.local_pref
-        return claimed if self.peer.is_ibgp and claimed is not None else DEFAULT_LOCAL_PREF
+        return claimed if claimed is not None and self.peer.is_ibgp else DEFAULT_LOCAL_PREF
+
+    @property
+    def is_going_away(self) -> bool:
+        """Whether it is marked GRACEFUL_SHUTDOWN (RFC 8326)."""
+        return GRACEFUL_SHUTDOWN in self.attributes.communities
 
     @property
     def neighbour_asn(self) -> int:
         """The AS the path came in from (§9.1.2.2 c): first of the path; ours if that is empty."""
         path = self.attributes.as_path
         return path[0].asns[0] if path and path[0].asns else self.peer.local_asn
+
+    @property
+    def origin_asn(self) -> int:
+        """The AS in which the path begins: last of the path; ours if that is empty."""
+        path = self.attributes.as_path
+        return path[-1].asns[-1] if path and path[-1].asns else self.peer.local_asn
 
     @property
     def bgp_identifier(self) -> int:
@@ -71,10 +102,19 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The path in use and the name of the step that settled it. Equal paths would go here."""
+    """The best path, the name of the step that settled it, and all paths that share the traffic.
+
+    `used` begins with the best path; each has a next hop of its own.
+    """
 
     path: Path
     settled_by: str
+    used: tuple[Path, ...] = ()
+
+    @property
+    def next_hops(self) -> tuple[Address, ...]:
+        """Where the traffic goes."""
+        return tuple(path.next_hop for path in self.used) or (self.path.next_hop,)
 
 
 Paths = Sequence[Path]
@@ -128,33 +168,41 @@ def lowest_peer_address(paths: Paths) -> Paths:
     return _keep_lowest(paths, lambda path: int(path.peer.address))
 
 
-STEPS: tuple[Step, ...] = (
+PREFERENCES: tuple[Step, ...] = (
     highest_local_pref,
     fewest_as_hops,
     lowest_origin,
     lowest_med_per_neighbour,
     external_before_internal,
-    lowest_bgp_identifier,
-    shortest_cluster_list,
-    lowest_peer_address,
 )
+"""The steps that say one path is better; what is left after them may share the traffic."""
+TIE_BREAKS: tuple[Step, ...] = (lowest_bgp_identifier, shortest_cluster_list, lowest_peer_address)
+STEPS = PREFERENCES + TIE_BREAKS
 ONLY_PATH = "only path"
 
 _ORIGIN_RANK = {Origin.IGP: 0, Origin.EGP: 1, Origin.INCOMPLETE: 2}
 
 
-def best(paths: Paths) -> Choice:
-    """The path to use of at least one, at most one per peer."""
+def best(paths: Paths, *, max_paths: int = 1) -> Choice:
+    """The path to use of at least one, at most one per peer; with it up to `max_paths` equals."""
+    if len(paths) == 1:
+        return Choice(paths[0], ONLY_PATH)
     settled_by = ONLY_PATH
+    equals: Paths = ()
     for step in STEPS:
+        if step is TIE_BREAKS[0]:
+            equals = paths
         if len(paths) == 1:
             break
         paths, settled_by = step(paths), step.__name__
-    return Choice(paths[0], settled_by)
+    chosen = paths[0]
+    if max_paths > 1 and len(equals) > 1:
+        return Choice(chosen, settled_by, _sharing(equals, max_paths))
+    return Choice(chosen, settled_by)
 
 
 def lost_at(paths: Paths) -> dict[Path, str]:
-    """For each path that is not used, the name of the step at which it lost (for `why`)."""
+    """For each path that is not the best, the name of the step at which it lost (for `why`)."""
     lost: dict[Path, str] = {}
     for step in STEPS:
         if len(paths) < 2:
@@ -163,6 +211,23 @@ def lost_at(paths: Paths) -> dict[Path, str]:
         lost |= {path: step.__name__ for path in paths if path not in kept}
         paths = kept
     return lost
+
+
+def _sharing(equals: Paths, limit: int) -> tuple[Path, ...]:
+    """The first `limit` in tie-break order that have different next hops; () if that is one."""
+    order = sorted(
+        equals,
+        key=lambda path: (
+            path.bgp_identifier,
+            len(path.attributes.cluster_list) if path.peer.is_ibgp else 0,
+            int(path.peer.address),
+        ),
+    )
+    by_next_hop: dict[Address, Path] = {}
+    for path in order:
+        by_next_hop.setdefault(path.next_hop, path)
+    used = tuple(by_next_hop.values())[:limit]
+    return used if len(used) > 1 else ()
 
 
 def _keep_lowest(paths: Paths, key: Callable[[Path], _T]) -> Paths:

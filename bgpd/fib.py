@@ -23,10 +23,12 @@ from functools import lru_cache
 import structlog
 from prometheus_client import Counter, Gauge
 
-from bgpd.decision import Choice
+from bgpd.decision import Choice, Path
 from bgpd.exports import ROUTE_PRIORITY
-from cymric.kernel.api import Route, RouteRefused, Routes, blackhole, via
+from bgpd.filters import MOST_PREFERENCE
+from cymric.kernel.api import NextHop, Route, RouteRefused, Routes, RoutesApplied, blackhole
 from cymric.model.net import Address, Network
+from cymric.model.prefix import PrefixSet
 from cymric.runtime.pacing import Backoff, Kick
 
 log = structlog.get_logger()
@@ -36,37 +38,70 @@ LISTEN_S = 0.5
 RESYNC_S = 30.0
 """How often the kernel's routes are read back although nobody changed anything that we know of."""
 
+CODED_PREFERENCE = 1 << 30
+"""LOCAL_PREFs from here on stand for a metric; those of peers that know nothing of it are small."""
+NOTHING = PrefixSet.of(())
+
 INSTALLED = Gauge("cymric_bgp_kernel_routes", "Routes of ours in the kernel.")
 REFUSED = Gauge("cymric_bgp_kernel_routes_refused", "Routes that the kernel does not take.")
 WRITES = Counter("cymric_bgp_kernel_writes", "Routes written or removed.", ["change"])
 
 
 def desired_routes(
-    loc_rib: Mapping[Network, Choice], aggregates: Iterable[Network]
+    loc_rib: Mapping[Network, Choice],
+    aggregates: Iterable[Network],
+    kept_out: PrefixSet = NOTHING,
+    priorities: tuple[int, int] = (ROUTE_PRIORITY, ROUTE_PRIORITY),
 ) -> dict[Network, Route]:
-    """All kernel routes that bgpd wants. An own block is never overridden by a received path."""
-    routes: dict[Network, Route] = {}
-    last: Address | None = None
-    for prefix, choice in loc_rib.items():
-        gateway = choice.path.next_hop
-        if gateway is not last:  # mostly it is, and looking up an address is slow
-            last, route = gateway, _through(gateway)
-        routes[prefix] = route
-    return routes | dict.fromkeys(aggregates, blackhole(metric=ROUTE_PRIORITY))
+    """All kernel routes that bgpd wants. An own block is never overridden by a received path.
+
+    `kept_out` are ranges that belong into no routing table, `priorities` the usual metrics of IPv4
+    and IPv6.
+    """
+    routes = {
+        prefix: kernel_route(choice, priorities[prefix.version == 6])
+        for prefix, choice in loc_rib.items()
+        if not (kept_out.networks and kept_out.covers(prefix))
+    }
+    for prefix in aggregates:
+        routes[prefix] = blackhole(metric=priorities[prefix.version == 6])
+    return routes
+
+
+def kernel_route(choice: Choice, priority: int) -> Route:
+    """Through the next hops of the choice; the same object for the same ones.
+
+    The metric is what the LOCAL_PREF stands for between nodes: both add up to 2147483647. Paths of
+    peers that do not use LOCAL_PREF so have the usual metric.
+    """
+    path = choice.path
+    if not choice.used:
+        return _through((path.next_hop,), _metric(path, priority))
+    return _through(choice.next_hops, _metric(path, priority))
+
+
+def _metric(path: Path, priority: int) -> int:
+    local_pref = path.local_pref
+    return priority if local_pref < CODED_PREFERENCE else max(1, MOST_PREFERENCE - local_pref)
 
 
 @lru_cache(maxsize=4096)
-def _through(gateway: Address) -> Route:
-    """The same object for the same gateway, so that comparing tables is comparing identities."""
-    return via(gateway, metric=ROUTE_PRIORITY)
+def _through(gateways: tuple[Address, ...], metric: int) -> Route:
+    """The same object for the same gateways, so that comparing tables is comparing identities."""
+    return Route(next_hops=tuple(map(NextHop, gateways)), metric=metric)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One whole picture for the kernel, and whether what an earlier process left stays as well."""
+    """One whole picture for the kernel, and whether what an earlier process left stays as well.
+
+    `routes` may change later: it is read at once. `changed` names the prefixes that may differ from
+    the picture before; None: any.
+    """
 
     routes: Mapping[Network, Route] = field(default_factory=dict)
     keep_inherited: bool = True
+    changed: frozenset[Network] | None = None
 
 
 class Fib:
@@ -91,15 +126,19 @@ class Fib:
         self._on_applied = on_applied
         self._resync_s = resync_s
         self._inherited: dict[Network, Route] | None = None
+        self._is_certain = False
 
     async def run(self) -> None:
         """Apply whenever kicked, until cancelled."""
         backoff = Backoff(first_s=0.2, most_s=self._resync_s)
-        pause_s = self._resync_s
         loop = asyncio.get_running_loop()
+        resync_at_s = loop.time() + self._resync_s
         while True:
-            if not await self.kick.wait(pause_s):
+            await self.kick.wait(max(0.0, resync_at_s - loop.time()))
+            if loop.time() >= resync_at_s:
                 self._routes.invalidate()
+                self._is_certain = False
+                resync_at_s = loop.time() + self._resync_s
             wanted = self._wanted()
             if wanted is None:
                 continue
@@ -108,30 +147,46 @@ class Fib:
                 await self._apply(wanted)
             except (OSError, TimeoutError) as error:
                 self._routes.invalidate()
-                pause_s = backoff.next_s()
+                self._is_certain = False
+                resync_at_s = loop.time() + backoff.next_s()
                 log.warning("kernel routes not written, will try again", error=repr(error))
                 continue
             if self.refused:
-                pause_s = backoff.next_s()
+                resync_at_s = min(resync_at_s, loop.time() + backoff.next_s())
             else:
                 backoff.succeeded()
-                pause_s = self._resync_s
             self._on_applied()
-            # Comparing whole tables costs: while a peer sends its own, leave time to listen.
+            # Many routes at once cost less than few at a time: leave time to listen in between.
             await asyncio.sleep(min(LISTEN_S, 2 * (loop.time() - started_s)))
 
     async def _apply(self, wanted: Wanted) -> None:
         if self._inherited is None:
             self._inherited = dict(await self._routes.list())
             log.info("kernel routes of an earlier process read", count=len(self._inherited))
-        if not wanted.keep_inherited:
+        is_whole = wanted.changed is None or not self._is_certain or bool(self.refused)
+        if self._inherited and not wanted.keep_inherited:
             self._inherited.clear()
-        for prefix in wanted.routes.keys() & self._inherited.keys():
-            del self._inherited[prefix]
-        routes = {**self._inherited, **wanted.routes}
-        applied = await self._routes.apply(routes)
+            is_whole = True
+        # Until all is written, only a look at everything can tell what is not.
+        self._is_certain = False
+        if is_whole or wanted.changed is None:
+            for prefix in wanted.routes.keys() & self._inherited.keys():
+                del self._inherited[prefix]
+            routes = {**self._inherited, **wanted.routes}
+            size = len(routes)
+            applied = await self._routes.apply(routes)
+        else:
+            for prefix in wanted.changed & self._inherited.keys():
+                del self._inherited[prefix]
+            changes = {prefix: wanted.routes.get(prefix) for prefix in wanted.changed}
+            size = len(wanted.routes) + len(self._inherited)
+            applied = await self._routes.change(changes)
+        self._is_certain = True
+        self._note(applied, size)
+
+    def _note(self, applied: RoutesApplied, size: int) -> None:
         self._tell(applied.refused)
-        self.installed = len(routes) - len(applied.refused)
+        self.installed = size - len(applied.refused)
         self.refused = applied.refused
         INSTALLED.set(self.installed)
         REFUSED.set(len(applied.refused))

@@ -1,31 +1,47 @@
 """Import policy: which received paths may be used, and the reason if not.
 
-    Adj-RIB-In ▶ ImportPolicy.judge ▶ decision
+    Adj-RIB-In ▶ opinion (of a path) ▶ judge_prefix (of a prefix with it) ▶ decision
 
-Safe by default (a peer cannot pull our traffic by announcing what it should not have): a prefix is
-taken only inside an IP pool or a service range, and inside a block of this node only the /32 (/128)
-of an address that the block object itself says is held by the announcing node (borrowing depends
-on it). The annotation `cymric.io/import-policy: all` on BGPConfiguration `default` takes
-everything but what can only be wrong: loops, and next hops that are ourselves or nobody.
+Safe by default: a peer cannot pull our traffic by announcing what it should not have. In this
+order; the first that holds decides:
+
+1. What can only be wrong is never taken: loops (AS, originator, cluster), next hops that are
+   ourselves or nobody, addresses of workloads here.
+2. The session's BGPFilters accept or reject. What they accept skips 4.
+3. Blocks belong to nodes, and the datastore says to whom. Inside a block only its owner may
+   announce anything, and a node that holds an address of it (borrowed) that /32 (/128). Inside our
+   own block that leaves the borrowers. A router that passes on what others announced is believed
+   for a block as such, and for a borrowed address, if the AS path begins in the owner's or
+   borrower's AS; never for a part of a block, which would beat the owner by being more specific.
+   An equal block from the owner itself wins by LOCAL_PREF.
+4. Only prefixes inside IP pools and service ranges, through next hops outside the pools.
+
+The annotation `cymric.io/import-policy: all` on BGPConfiguration `default` leaves 1 and 2 only.
+
+Who announced a reflected path is told by its ORIGINATOR_ID, a node's router ID.
 
 The policy is a value worked out from the datastore; two equal ones mean that nothing needs to be
-judged again. BGPFilter will be a list of rules asked before `judge` speaks.
+judged again. `claims` is not compared: it changes in place and the change is told by block.
 
-Source: RFC 4271 §9.1.2 (loops, next hop), RFC 4456 §8 (originator), RFC 6890 (special prefixes).
+Source: RFC 4271 §9.1.2 (loops, next hop), RFC 4456 §8 (originator, cluster), RFC 6890 (special
+prefixes), Calico 3.32's import filter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import MappingProxyType
 
 from bgpd.decision import Path
+from bgpd.filters import NO_CHANGES, NO_RULES, Candidate, Changes, Rules
+from bgpd.reflection import has_looped
 from bgpd.rib import Rejection
 from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.ipam import AllocationBlock
 from cymric.model.net import Address, Network, parse_network
-from cymric.model.prefix import PrefixSet
+from cymric.model.prefix import PrefixMap, PrefixSet
 from cymric.model.resources import BGPConfiguration, IPPool
 
 IMPORT_ANNOTATION = "cymric.io/import-policy"
@@ -37,106 +53,229 @@ MARTIANS = PrefixSet.parse(
 )
 """Prefixes that never belong in a routing table (RFC 6890)."""
 
+_NOTHING: Mapping[Address, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """To whom a block belongs, and which of its addresses other nodes hold."""
+
+    owner: str
+    lent: Mapping[Address, str] = field(default_factory=lambda: _NOTHING)
+
+
+def claim_on(block: AllocationBlock) -> Claim | None:
+    """What the block object says; None if it belongs to no node."""
+    owner = block.owner_host
+    if owner is None:
+        return None
+    records = block.attributes or ()
+    if all(record.attributes.get("node", owner) == owner for record in records):
+        return Claim(owner)
+    lent = {
+        block.address(ordinal): node
+        for ordinal, holder in block.held()
+        if (node := holder.attributes.get("node", owner)) != owner
+    }
+    return Claim(owner, lent)
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What is known of a path before its prefixes are looked at.
+
+    `announcer` is the node that announced it, "" for outsiders. `changed` remembers what filters
+    made of the path, by what they changed.
+    """
+
+    announcer: str
+    rules: Rules
+    is_next_hop_in_pool: bool
+    changed: dict[Changes, Path] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportPolicy:
     """What this node takes from its peers.
 
-    `own_addresses` are the node's own; `allowed` pools and service ranges; `borrowed` the addresses
-    of own blocks that another node holds, by that node's name; `local_workloads` the addresses of
-    workloads here, whose routes are felix' business.
+    `own_addresses` are the node's own; `allowed` pools and service ranges; `claims` the blocks of
+    all nodes; `local_workloads` the addresses of workloads here, whose routes are felix' business.
+    `rules` are the compiled import filters by peer address. `nodes` gives each node's AS number,
+    `node_by_router_id` the node behind an ORIGINATOR_ID.
     """
 
+    node: str
     own_addresses: frozenset[Address] = frozenset()
+    cluster_id: str = ""
     allowed: PrefixSet
-    own_blocks: PrefixSet
-    borrowed: Mapping[Address, str]
+    pools: PrefixSet = field(default_factory=lambda: PrefixSet.of(()))
+    claims: PrefixMap[Claim] = field(default_factory=PrefixMap, compare=False)
     local_workloads: frozenset[Address] = frozenset()
+    rules: Mapping[Address, Rules] = field(default_factory=dict)
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    node_by_router_id: Mapping[str, str] = field(default_factory=dict)
     takes_all: bool = False
 
-    def judge(self, path: Path) -> Rejection | None:
-        """Why the path must not be used; None if it may."""
-        if path.peer.local_asn in path.attributes.asns:
+    def judge(self, prefix: Network, path: Path) -> Path | Rejection:
+        """Both steps: the path as it takes part in the decision, or why it does not."""
+        opinion = self.opinion(path)
+        if isinstance(opinion, Rejection):
+            return opinion
+        return self.judge_prefix(prefix, path, opinion)
+
+    def opinion(self, path: Path) -> Opinion | Rejection:
+        """See `rib.Policy`."""
+        attributes, peer = path.attributes, path.peer
+        own = sum(segment.asns.count(peer.local_asn) for segment in attributes.as_path)
+        if own > peer.allowed_own_asns:
             return Rejection.LOOP
-        originator = path.attributes.originator_id
-        if originator and path.peer.is_ibgp and originator in map(str, self.own_addresses):
+        originator = attributes.originator_id if peer.is_ibgp else None
+        if originator and self.node_by_router_id.get(originator) == self.node:
             return Rejection.OWN_ORIGINATOR
-        if rejection := self._judge_next_hop(path):
-            return rejection
-        if _is_host(path.prefix) and path.prefix.network_address in self.local_workloads:
-            return Rejection.LOCAL_WORKLOAD
-        return None if self.takes_all else self._judge_prefix(path)
-
-    def _judge_next_hop(self, path: Path) -> Rejection | None:
-        hop = path.next_hop
-        if hop in self.own_addresses:
+        if attributes.cluster_list and has_looped(path, cluster_id=self.cluster_id):
+            return Rejection.OWN_CLUSTER
+        if path.next_hop in self.own_addresses:
             return Rejection.NEXT_HOP_IS_OURS
-        if not _is_usable(hop):
+        if not _is_usable(path.next_hop):
             return Rejection.NEXT_HOP_UNUSABLE
-        if _is_host(path.prefix) and hop == path.prefix.network_address:
-            return Rejection.NEXT_HOP_UNUSABLE  # a route to the next hop through itself
-        return None
+        rules = self.rules.get(peer.address, NO_RULES) if self.rules else NO_RULES
+        if rules.missing:
+            return Rejection.FILTER_MISSING
+        return Opinion(
+            announcer=self.node_by_router_id.get(originator, "") if originator else peer.node,
+            rules=rules,
+            is_next_hop_in_pool=_lies_in(self.pools, path.next_hop),
+        )
 
-    def _judge_prefix(self, path: Path) -> Rejection | None:
-        prefix = path.prefix
-        if prefix.prefixlen == 0:
-            return Rejection.DEFAULT_ROUTE
-        if MARTIANS.covers(prefix):
-            return Rejection.MARTIAN
-        if self.own_blocks.covers(prefix):
-            if not _is_host(prefix):
-                return Rejection.INSIDE_OWN_BLOCK
-            holder = self.borrowed.get(prefix.network_address)
-            if holder is None or holder != path.peer.node:
-                return Rejection.NOT_BORROWED
+    def judge_prefix(self, prefix: Network, path: Path, opinion: Opinion) -> Path | Rejection:
+        """See `rib.Policy`."""
+        if prefix.prefixlen == prefix.max_prefixlen:
+            address = prefix.network_address
+            if path.next_hop == address:
+                return Rejection.NEXT_HOP_UNUSABLE  # a route to the next hop through itself
+            if address in self.local_workloads:
+                return Rejection.LOCAL_WORKLOAD
+        is_allowed = self.takes_all
+        if opinion.rules:
+            verdict = opinion.rules.judge(
+                Candidate(
+                    prefix=prefix,
+                    attributes=path.attributes,
+                    local_pref=path.local_pref,
+                    is_learned=True,
+                )
+            )
+            if verdict == "reject":
+                return Rejection.FILTERED
+            if verdict is not None:
+                path, is_allowed = _changed(path, verdict, opinion), True
+        if not self.takes_all:
+            held = self.claims.holding(prefix)
+            if held is not None and (rejection := self._against(held, prefix, path, opinion)):
+                return rejection
+        if is_allowed:
+            return path
         if not self.allowed.covers(prefix):
-            return Rejection.OUTSIDE_POOLS
-        return None
+            return _outside(prefix)
+        if opinion.is_next_hop_in_pool:
+            return Rejection.NEXT_HOP_IN_POOL
+        return path
+
+    def _against(
+        self, held: tuple[Network, Claim], prefix: Network, path: Path, opinion: Opinion
+    ) -> Rejection | None:
+        """What the owner of the block around `prefix` has against the path."""
+        block, claim = held
+        is_host = prefix.prefixlen == prefix.max_prefixlen
+        borrower = claim.lent.get(prefix.network_address) if is_host else None
+        if claim.owner == self.node:
+            if borrower is not None and self._speaks_for(borrower, path, opinion):
+                return None
+            return Rejection.NOT_BORROWED if is_host else Rejection.INSIDE_OWN_BLOCK
+        if opinion.announcer == claim.owner:
+            return None
+        if borrower is not None and self._speaks_for(borrower, path, opinion):
+            return None
+        if prefix.prefixlen == block.prefixlen and self._speaks_for(claim.owner, path, opinion):
+            return None
+        return Rejection.NOT_THE_OWNER
+
+    def _speaks_for(self, node: str, path: Path, opinion: Opinion) -> bool:
+        """Whether the node announced the path, or a router passes on what began in its AS."""
+        if opinion.announcer == node:
+            return True
+        return bool(path.attributes.as_path) and path.origin_asn == self.nodes.get(node)
 
 
 def import_policy(
     *,
     node: str,
-    own_addresses: Iterable[Address],
+    own_addresses: Iterable[Address] = (),
+    cluster_id: str = "",
     pools: Iterable[IPPool],
-    blocks: Iterable[AllocationBlock],
+    claims: PrefixMap[Claim],
     endpoints: Iterable[WorkloadEndpoint],
     configuration: BGPConfiguration | None,
+    rules: Mapping[Address, Rules] | None = None,
+    nodes: Mapping[str, int] | None = None,
+    node_by_router_id: Mapping[str, str] | None = None,
 ) -> ImportPolicy:
     """The policy of `node`, from the whole of what the datastore says now."""
-    own = [block for block in blocks if block.owner_host == node]
-    allowed = {pool.spec.network for pool in pools}
-    if configuration is not None:
-        spec = configuration.spec
-        ranges = (spec.service_cluster_ips, spec.service_external_ips)
-        for service in (*ranges[0], *ranges[1], *spec.service_load_balancer_ips):
-            allowed.add(parse_network(service.cidr))
+    networks = [pool.spec.network for pool in pools]
     annotations = {} if configuration is None else configuration.annotations
     return ImportPolicy(
+        node=node,
         own_addresses=frozenset(own_addresses),
-        allowed=PrefixSet.of(allowed),
-        own_blocks=PrefixSet.of(block.network for block in own),
-        borrowed={
-            block.address(ordinal): holder.attributes["node"]
-            for block in own
-            for ordinal, holder in block.held()
-            if holder.attributes.get("node", node) != node
-        },
+        cluster_id=cluster_id,
+        allowed=PrefixSet.of([*networks, *service_ranges(configuration)]),
+        pools=PrefixSet.of(networks),
+        claims=claims,
         local_workloads=frozenset(
             address
             for endpoint in endpoints
             if endpoint.spec.node == node
             for address in endpoint.spec.addresses
         ),
+        rules=rules or {},
+        nodes=nodes or {},
+        node_by_router_id=node_by_router_id or {},
         takes_all=annotations.get(IMPORT_ANNOTATION) == IMPORT_ALL,
     )
+
+
+def service_ranges(configuration: BGPConfiguration | None) -> tuple[Network, ...]:
+    """All ranges of service addresses."""
+    if configuration is None:
+        return ()
+    spec = configuration.spec
+    ranges = (spec.service_cluster_ips, spec.service_external_ips, spec.service_load_balancer_ips)
+    return tuple(parse_network(one.cidr) for blocks in ranges for one in blocks)
+
+
+def _changed(path: Path, changes: Changes, opinion: Opinion) -> Path:
+    """The path as a filter makes it; the same object for all prefixes that share it."""
+    if changes == NO_CHANGES:
+        return path
+    found = opinion.changed.get(changes)
+    if found is None:
+        attributes = changes.apply(path.attributes)
+        preference = path.preference if changes.local_pref is None else changes.local_pref
+        found = replace(path, attributes=attributes, preference=preference)
+        opinion.changed[changes] = found
+    return found
+
+
+def _outside(prefix: Network) -> Rejection:
+    if prefix.prefixlen == 0:
+        return Rejection.DEFAULT_ROUTE
+    return Rejection.MARTIAN if MARTIANS.covers(prefix) else Rejection.OUTSIDE_POOLS
+
+
+def _lies_in(networks: PrefixSet, address: Address) -> bool:
+    return any(address in network for network in networks.networks)
 
 
 @lru_cache(maxsize=4096)
 def _is_usable(hop: Address) -> bool:
     is_special = hop.is_unspecified or hop.is_loopback or hop.is_multicast
     return not is_special and not (hop.version == 4 and hop.is_reserved)
-
-
-def _is_host(prefix: Network) -> bool:
-    return prefix.prefixlen == prefix.max_prefixlen

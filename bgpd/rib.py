@@ -1,9 +1,12 @@
 """The routing tables of RFC 4271 §3.2: what each peer sent, and what we chose from it.
 
-    RoutesReceived ▶ Adj-RIB-In (one per peer) ▶ import policy ▶ decision ▶ Loc-RIB ▶ fib
+    RoutesReceived ▶ Adj-RIB-In (one per peer) ▶ import policy ▶ decision ▶ Loc-RIB ▶ fib, exports
 
-Receiving only notes: a path is stored and its prefix marked dirty. `settle` then judges and decides
-every dirty prefix anew from what is known now, so the order of arrival leaves no trace.
+Receiving only notes: a path is stored and its prefixes marked dirty. `settle` then judges and
+decides every dirty prefix anew from what is known now, so the order of arrival leaves no trace.
+
+All prefixes of one UPDATE share one `Path` object. What follows from the path alone (policy's
+opinion of it, the choice where it is the only one) is worked out once per `settle` and object.
 
 Invariants
 - Rejected paths stay in Adj-RIB-In with their reason: a change of policy needs no route refresh.
@@ -14,12 +17,17 @@ Invariants
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any, Protocol
 
-from bgpd.decision import Choice, Path, Peer, best
+from bgpd.decision import ONLY_PATH, Choice, Path, Peer, best
 from cymric.model.net import Network
+from cymric.model.prefix import prefixes_inside
+
+DEFAULT_MAX_PREFIXES = 100_000
+"""How many prefixes a peer may announce, unless configured."""
 
 
 class Rejection(StrEnum):
@@ -27,18 +35,29 @@ class Rejection(StrEnum):
 
     LOOP = "own AS in the path"
     OWN_ORIGINATOR = "originated by this node"
+    OWN_CLUSTER = "reflected by this node before"
     NEXT_HOP_IS_OURS = "next hop is this node"
     NEXT_HOP_UNUSABLE = "next hop is no usable address"
+    NEXT_HOP_IN_POOL = "next hop is inside a pool"
     DEFAULT_ROUTE = "default route"
     MARTIAN = "prefix is never routed"
     OUTSIDE_POOLS = "outside pools and service ranges"
     INSIDE_OWN_BLOCK = "inside a block of this node"
     NOT_BORROWED = "address in a block of this node, not borrowed by the announcing node"
+    NOT_THE_OWNER = "inside a block of a node that did not announce it"
     LOCAL_WORKLOAD = "address of a workload on this node"
+    FILTERED = "rejected by a BGPFilter"
+    FILTER_MISSING = "a BGPFilter of this peer does not exist"
 
 
-Judge = Callable[[Path], Rejection | None]
-"""The import policy: why not, or None to accept."""
+class Policy(Protocol):
+    """The import policy, in two steps so that the first is taken once for many prefixes."""
+
+    def opinion(self, path: Path) -> Rejection | Any:
+        """Why the path is of no use to any prefix, or what `judge_prefix` wants to know of it."""
+
+    def judge_prefix(self, prefix: Network, path: Path, opinion: Any) -> Path | Rejection:
+        """The path as it takes part in the decision, or why it does not."""
 
 
 @dataclass(slots=True)
@@ -68,20 +87,29 @@ class AdjRibIn:
 class Rib:
     """All Adj-RIB-In and the Loc-RIB. Peers are named by the text of their address."""
 
-    def __init__(self, *, max_prefixes_per_peer: int = 100_000) -> None:
+    def __init__(self, *, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
         self.adj_ribs_in: dict[str, AdjRibIn] = {}
         self.loc_rib: dict[Network, Choice] = {}
         self.over_limit: Counter[str] = Counter()
-        self._max_prefixes = max_prefixes_per_peer
+        self.max_prefixes = max_prefixes
+        self.max_prefixes_by_peer: Mapping[str, int] = {}
         self._dirty: set[Network] = set()
+        self._policy: Policy | None = None
 
     @property
     def is_dirty(self) -> bool:
         """Whether there is something to settle."""
         return bool(self._dirty)
 
+    def limit(self, peer: str) -> int:
+        """How many prefixes the peer may announce."""
+        return self.max_prefixes_by_peer.get(peer, self.max_prefixes)
+
     def receive(
-        self, peer: str, announced: Iterable[Path] = (), withdrawn: Iterable[Network] = ()
+        self,
+        peer: str,
+        announced: Iterable[tuple[Path, Sequence[Network]]] = (),
+        withdrawn: Iterable[Network] = (),
     ) -> None:
         """One UPDATE: withdrawals first (RFC 4271 §4.3), then announcements, which replace.
 
@@ -91,16 +119,33 @@ class Rib:
         for prefix in withdrawn:
             if table.remove(prefix):
                 self._dirty.add(prefix)
-        for path in announced:
-            prefix = path.prefix
-            before = table.paths.get(prefix)
-            if before is None and len(table.paths) >= self._max_prefixes:
-                self.over_limit[peer] += 1
-                continue
-            table.stale.discard(prefix)
-            if before != path:
-                table.paths[prefix] = path
-                self._dirty.add(prefix)
+        for path, prefixes in announced:
+            if len(prefixes) > 1:
+                prefixes = self._receive_new(peer, table, path, prefixes)
+            for prefix in prefixes:
+                before = table.paths.get(prefix)
+                if before is None and len(table.paths) >= self.limit(peer):
+                    self.over_limit[peer] += 1
+                    continue
+                if table.stale:
+                    table.stale.discard(prefix)
+                if before != path:
+                    table.paths[prefix] = path
+                    self._dirty.add(prefix)
+
+    def _receive_new(
+        self, peer: str, table: AdjRibIn, path: Path, prefixes: Sequence[Network]
+    ) -> Sequence[Network]:
+        """Store what the peer had not announced before, all at once; returns the rest."""
+        group = dict.fromkeys(prefixes, path)
+        fresh = set(group)
+        fresh.difference_update(table.paths)
+        if len(fresh) != len(group) or len(table.paths) + len(group) > self.limit(peer):
+            return prefixes
+        # From dictionary to dictionary and set, kept hashes go along: no call per prefix.
+        table.paths.update(group)
+        self._dirty |= fresh
+        return ()
 
     def mark_stale(self, peer: str) -> None:
         """All paths of the peer are unconfirmed until announced again."""
@@ -124,66 +169,101 @@ class Rib:
         table = self.adj_ribs_in.get(name)
         if table is None:
             return
+        renamed: dict[int, tuple[Path, Path]] = {}
         for prefix, path in tuple(table.paths.items()):
             if path.peer != peer:
-                table.paths[prefix] = replace(path, peer=peer)
+                if id(path) not in renamed:
+                    renamed[id(path)] = path, replace(path, peer=peer)
+                table.paths[prefix] = renamed[id(path)][1]
                 self._dirty.add(prefix)
-
-    def peers_below_limit(self) -> tuple[str, ...]:
-        """Peers that were cut short and now have room: their rest should be asked for again."""
-        roomy = tuple(
-            name
-            for name in self.over_limit
-            if len(self.adj_ribs_in[name].paths) < 0.9 * self._max_prefixes
-        )
-        for name in roomy:
-            del self.over_limit[name]
-        return roomy
 
     def judge_again(self) -> None:
         """The policy changed: settle every prefix at the next occasion."""
         for table in self.adj_ribs_in.values():
-            self._dirty |= table.paths.keys()
+            self._dirty.update(table.paths)
 
-    def settle(self, judge: Judge) -> frozenset[Network]:
+    def judge_again_inside(self, networks: Iterable[Network]) -> None:
+        """The policy changed for these networks and all prefixes inside them."""
+        for network in networks:
+            bits = network.max_prefixlen - network.prefixlen
+            for table in self.adj_ribs_in.values():
+                if 2 << bits <= len(table.paths):
+                    inside = prefixes_inside(network)
+                    self._dirty.update(prefix for prefix in inside if prefix in table.paths)
+                else:
+                    number = int(network.network_address) >> bits
+                    self._dirty.update(
+                        prefix
+                        for prefix in table.paths
+                        if prefix.version == network.version
+                        and prefix.prefixlen >= network.prefixlen
+                        and int(prefix.network_address) >> bits == number
+                    )
+
+    def settle(self, policy: Policy, *, max_paths: int = 1) -> frozenset[Network]:
         """Judge and decide all dirty prefixes; the prefixes whose choice changed."""
+        self._policy = policy
         dirty, self._dirty = self._dirty, set()
         changed = set()
+        opinions: dict[int, Any] = {}  # by path object: all of them are held in tables meanwhile
+        only: dict[int, Choice] = {}  # a choice holds its path
+        tables = tuple(self.adj_ribs_in.values())
+        loc_rib = self.loc_rib
         for prefix in dirty:
-            candidates = self._accepted(prefix, judge)
-            before = self.loc_rib.get(prefix)
-            if candidates:
-                after = best(candidates)
-                self.loc_rib[prefix] = after
-                is_changed = before is None or before.path != after.path
+            candidates: list[Path] = []
+            for table in tables:
+                path = table.paths.get(prefix)
+                if path is None:
+                    continue
+                opinion = opinions.get(id(path))
+                if opinion is None:
+                    opinion = opinions[id(path)] = policy.opinion(path)
+                verdict = (
+                    opinion
+                    if isinstance(opinion, Rejection)
+                    else policy.judge_prefix(prefix, path, opinion)
+                )
+                if isinstance(verdict, Rejection):
+                    table.rejected[prefix] = verdict
+                else:
+                    if table.rejected:
+                        table.rejected.pop(prefix, None)
+                    candidates.append(verdict)
+            before = loc_rib.get(prefix)
+            if not candidates:
+                if before is not None:
+                    del loc_rib[prefix]
+                    changed.add(prefix)
+                continue
+            if len(candidates) > 1:
+                after = best(candidates, max_paths=max_paths)
+            elif (known := only.get(id(candidates[0]))) is not None:
+                after = known
             else:
-                is_changed = self.loc_rib.pop(prefix, None) is not None
-            if is_changed:
+                after = only[id(candidates[0])] = Choice(candidates[0], ONLY_PATH)
+            loc_rib[prefix] = after
+            if before is None or before.path != after.path or before.used != after.used:
                 changed.add(prefix)
         return frozenset(changed)
 
     def candidates(self, prefix: Network) -> Sequence[tuple[Path, Rejection | None, bool]]:
-        """Every path to the prefix, why it was rejected (if so), and whether it is stale."""
-        return [
-            (table.paths[prefix], table.rejected.get(prefix), prefix in table.stale)
-            for table in self.adj_ribs_in.values()
-            if prefix in table.paths
-        ]
+        """Every path to the prefix, why it was rejected (if so), and whether it is stale.
 
-    def _accepted(self, prefix: Network, judge: Judge) -> list[Path]:
-        accepted = []
+        An accepted path is shown as import filters made it.
+        """
+        found = []
         for table in self.adj_ribs_in.values():
             path = table.paths.get(prefix)
             if path is None:
                 continue
-            rejection = judge(path)
-            if rejection is None:
-                if table.rejected:
-                    table.rejected.pop(prefix, None)
-                accepted.append(path)
-            else:
-                table.rejected[prefix] = rejection
-        return accepted
+            rejection = table.rejected.get(prefix)
+            if rejection is None and self._policy is not None:
+                opinion = self._policy.opinion(path)
+                if not isinstance(opinion, Rejection):
+                    verdict = self._policy.judge_prefix(prefix, path, opinion)
+                    path = path if isinstance(verdict, Rejection) else verdict
+            found.append((path, rejection, prefix in table.stale))
+        return found
 
     def _remove(self, table: AdjRibIn, prefixes: Sequence[Network]) -> int:
         for prefix in prefixes:

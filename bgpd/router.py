@@ -1,10 +1,11 @@
 """The routing process: from what the datastore and the peers say to what peers and kernel are told.
 
     datastore ▶ View ─▶ peering ─────────────────▶ Speaker.expect_sessions
-                   ├──▶ exports ─────────────────▶ Speaker.advertise
-                   └──▶ import policy ─┐
+                   ├──▶ local routes, policies ──┬▶ Adj-RIB-Out of each peer ▶ Speaker.advertise
+                   └──▶ import policy ─┐         │
     Speaker.events ▶ Rib (Adj-RIB-In) ─┴▶ decision ▶ Loc-RIB ▶ Fib ▶ kernel
-                 └─▶ Restarts ▶ stale, sweep, drop, refresh
+                 ├─▶ Restarts ▶ stale, sweep, drop, refresh
+                 └─▶ over the prefix limit ▶ Speaker.hold_session
 
 `on_updates` and the event listener only note; `work` does everything from the latest state, at most
 once per turn of the loop. No I/O here: speaker and kernel are ports.
@@ -13,6 +14,8 @@ Invariants
 - Nothing is advertised and no session expected before the datastore is in sync; the speaker is not
   listened to before, either, because nothing it says could be judged.
 - A peer's set is advertised whole, also when it is empty: then the peer gets its End-of-RIB.
+- What changes in the Loc-RIB is followed prefix by prefix; what changes in the datastore is worked
+  out whole. Both end in the same state.
 """
 
 from __future__ import annotations
@@ -26,9 +29,17 @@ from typing import assert_never
 
 import structlog
 
-from bgpd.decision import Path, Peer
-from bgpd.exports import Why, advertised, announcements, own_aggregates
-from bgpd.fib import Wanted, desired_routes
+from bgpd.adj_rib_out import Exporter, ExportPolicy, adj_rib_out
+from bgpd.decision import DEFAULT_MAX_PATHS, Choice, Path, Peer
+from bgpd.exports import (
+    ROUTE_PRIORITY,
+    Local,
+    Why,
+    kept_out_of_kernel,
+    local_routes,
+    own_aggregates,
+)
+from bgpd.fib import Wanted, desired_routes, kernel_route
 from bgpd.graceful_restart import Action, Actions, Restarts
 from bgpd.imports import ImportPolicy
 from bgpd.rib import Rib
@@ -49,14 +60,21 @@ from bgpd.speaker import (
 )
 from bgpd.view import View
 from cymric.datastore.syncer import Update
+from cymric.kernel.api import Route
 from cymric.model.net import Address, Network, parse_address
 from cymric.model.peering import Peering, Session
+from cymric.model.prefix import PrefixSet
 from cymric.model.prefix import prefix as to_prefix
 from cymric.runtime.pacing import Kick
 
 log = structlog.get_logger()
 
 Clock = Callable[[], float]
+
+NEARLY_FULL = 0.8
+"""The share of a peer's prefix limit at which a warning is due."""
+HOLD_S = 120.0
+"""How long a session stays down whose peer announced too many prefixes."""
 
 
 class Router:
@@ -95,12 +113,27 @@ class Router:
         self._was_over = False
         self._peers: dict[str, Peer] = {}
         self._told: dict[str, Mapping[str, Announcement]] = {}
+        self._local: Mapping[Network, Local] = {}
+        self._export_policies: dict[str, ExportPolicy] = {}
+        self._exporters: dict[str, Exporter] = {}
+        self._kept_out = PrefixSet.of(())
+        self._priorities = (ROUTE_PRIORITY, ROUTE_PRIORITY)
+        self._max_paths = DEFAULT_MAX_PATHS
+        self._kernel: dict[Network, Route] = {}
+        self._kernel_changes: set[Network] | None = None
+        self._warned: set[str] = set()
 
     # --- noticing ---------------------------------------------------------------------------
 
     def on_updates(self, updates: Sequence[Update]) -> None:
         """The datastore changed."""
         self.view.update(updates)
+        self._is_view_dirty = True
+        self.kick()
+
+    def on_service_addresses(self, addresses: frozenset[Network]) -> None:
+        """Whoever watches services says for which addresses (/32, /128) this node stands."""
+        self.view.service_addresses = addresses
         self._is_view_dirty = True
         self.kick()
 
@@ -186,14 +219,19 @@ class Router:
         if peer is None or event.peer not in self.up:
             return
         self.restarts.on_routes(event.peer, now_s)
-        self.rib.receive(
-            event.peer,
-            announced=[
-                Path(to_prefix(one.prefix), _address(one.next_hop), one.attributes, peer)
-                for one in event.announced
-            ],
-            withdrawn=map(to_prefix, event.withdrawn),
-        )
+        groups: list[tuple[Path, list[Network]]] = []
+        last: Announcement | None = None
+        for one in event.announced:
+            if (
+                last is None
+                or one.attributes is not last.attributes
+                or one.next_hop != last.next_hop
+            ):
+                prefixes: list[Network] = []
+                groups.append((Path(_address(one.next_hop), one.attributes, peer), prefixes))
+                last = one
+            prefixes.append(to_prefix(one.prefix))
+        self.rib.receive(event.peer, groups, map(to_prefix, event.withdrawn))
 
     def _name_peer(self, session: Session, up: SessionUp) -> None:
         """Know who sends what comes from this session, and who sent what it told already."""
@@ -203,6 +241,8 @@ class Router:
             local_asn=session.local_asn,
             router_id=parse_address(up.router_id) if up.router_id else None,
             node=session.peer_node,
+            is_client=session.is_reflector_client,
+            allowed_own_asns=session.allowed_own_asns,
         )
         self.rib.name_peer(up.peer, self._peers[up.peer])
 
@@ -247,10 +287,12 @@ class Router:
             is_changed = self._follow_view(now_s)
         for peer, actions in self.restarts.due(now_s).items():
             self._do(peer, actions)
-        for peer in self.rib.peers_below_limit():
-            self._speaker.request_refresh(peer)
-        if self._policy is not None:
-            is_changed = bool(self.rib.settle(self._policy.judge)) or is_changed
+        self._watch_limits()
+        if self._policy is not None and self.rib.is_dirty:
+            changed = self.rib.settle(self._policy, max_paths=self._max_paths)
+            if changed:
+                self._follow_loc_rib(changed)
+                is_changed = True
         is_over = self.restarts.is_over(now_s)
         if is_over and not self._was_over:
             log.info("start is over: kernel routes that nobody wants any more may go")
@@ -259,26 +301,122 @@ class Router:
         self._was_over = is_over
 
     def wanted_in_kernel(self) -> Wanted | None:
-        """What `Fib` should make true; None as long as too little is known."""
+        """What `Fib` should make true; None as long as too little is known.
+
+        `changed` names what changed since the last call.
+        """
         if self._policy is None:
             return None
+        changed, self._kernel_changes = self._kernel_changes, set()
         return Wanted(
-            routes=desired_routes(self.rib.loc_rib, self.aggregates),
+            routes=self._kernel,
             keep_inherited=not self.restarts.is_over(self._clock()),
+            changed=None if changed is None else frozenset(changed),
         )
 
+    def _watch_limits(self) -> None:
+        """A peer that announces more than it may loses its session for a while (RFC 4486 §4)."""
+        for peer in tuple(self.rib.over_limit):
+            limit = self.rib.limit(peer)
+            reason = f"announced more than {limit} prefixes"
+            log.error("session held down", peer=peer, reason=reason, retry_after_s=HOLD_S)
+            self.rib.drop(peer)
+            self._speaker.hold_session(peer, reason, HOLD_S)
+        for peer, table in self.rib.adj_ribs_in.items():
+            is_nearly_full = len(table.paths) >= NEARLY_FULL * self.rib.limit(peer)
+            if is_nearly_full and peer not in self._warned:
+                log.warning(
+                    "peer is close to its prefix limit",
+                    peer=peer,
+                    prefixes=len(table.paths),
+                    limit=self.rib.limit(peer),
+                )
+                self._warned.add(peer)
+            elif not is_nearly_full:
+                self._warned.discard(peer)
+
     def _follow_view(self, now_s: float) -> bool:
-        """Sessions, policy and exports from the datastore; whether own blackholes changed."""
+        """Sessions, policies and own routes from the datastore; whether the kernel should know."""
         is_first = self._policy is None
         self._follow_peering(self.view.peering(), now_s)
-        policy = self.view.import_policy()
-        if policy != self._policy:
-            self._policy = policy
+        sessions = self.sessions.values()
+        self.rib.max_prefixes = self.view.max_prefixes()
+        self.rib.max_prefixes_by_peer = {
+            session.key: session.max_prefixes
+            for session in sessions
+            if session.max_prefixes is not None
+        }
+        policy = self.view.import_policy(sessions)
+        max_paths = self.view.max_paths()
+        changed_claims = self.view.take_changed_claims()
+        if policy != self._policy or max_paths != self._max_paths:
+            self._policy, self._max_paths = policy, max_paths
             self.rib.judge_again()
+        elif changed_claims:
+            self.rib.judge_again_inside(changed_claims)
         inputs = self.view.export_inputs()
-        before, self.aggregates = self.aggregates, own_aggregates(inputs)
-        self._advertise(advertised(inputs))
-        return is_first or before != self.aggregates
+        before = self.aggregates, self._kept_out, self._priorities
+        self.aggregates = own_aggregates(inputs)
+        self._kept_out = kept_out_of_kernel(self.view.cluster)
+        self._priorities = self.view.route_priority(4), self.view.route_priority(6)
+        is_kernel_dirty = is_first or before != (
+            self.aggregates,
+            self._kept_out,
+            self._priorities,
+        )
+        if is_kernel_dirty:
+            self._kernel = desired_routes(
+                self.rib.loc_rib, self.aggregates, self._kept_out, self._priorities
+            )
+            self._kernel_changes = None
+        self._follow_exports(local_routes(inputs))
+        return is_kernel_dirty
+
+    def _follow_loc_rib(self, changed: frozenset[Network]) -> None:
+        """Kernel and peers, for the prefixes whose choice changed."""
+        loc_rib, kernel, kept_out = self.rib.loc_rib, self._kernel, self._kept_out
+        last: Choice | None = None
+        for prefix in changed:
+            choice = loc_rib.get(prefix)
+            if prefix in self.aggregates or (kept_out.networks and kept_out.covers(prefix)):
+                continue
+            if choice is None:
+                kernel.pop(prefix, None)
+                continue
+            if choice is not last:  # mostly it is, and working out a route is slow
+                last = choice
+                route = kernel_route(choice, self._priorities[prefix.version == 6])
+            kernel[prefix] = route
+        if self._kernel_changes is not None:
+            self._kernel_changes |= changed
+        for peer, exporter in self._exporters.items():
+            told = self._told[peer]
+            news = exporter.changes(changed, self._local, loc_rib, told)
+            if news:
+                routes = {**told, **news}
+                self._tell_peer(peer, {p: one for p, one in routes.items() if one is not None})
+
+    def _follow_exports(self, local: Mapping[Network, Local]) -> None:
+        """Own routes, and everything else, to every peer for which anything changed."""
+        policies = self.view.export_policies(self.sessions.values())
+        advertising = {p: one.why for p, one in local.items() if one.why is not None}
+        for prefix in advertising.keys() - self.advertising.keys():
+            log.info("advertising", prefix=str(prefix), why=advertising[prefix].value)
+        for prefix in self.advertising.keys() - advertising.keys():
+            log.info("withdrawing", prefix=str(prefix))
+        self.advertising = advertising
+        is_local_changed = local != self._local
+        self._local = local
+        for peer, policy in policies.items():
+            if is_local_changed or policy != self._export_policies.get(peer):
+                self._exporters[peer] = Exporter(policy)
+                self._tell_peer(peer, adj_rib_out(policy, local, self.rib.loc_rib))
+        self._export_policies = policies
+
+    def _tell_peer(self, peer: str, routes: Mapping[str, Announcement]) -> None:
+        if self._told.get(peer) != routes:
+            self._told[peer] = routes
+            self._tell(peer, routes)
 
     def _follow_peering(self, peering: Peering, now_s: float) -> None:
         if peering.unsupported != self.unsupported:
@@ -293,26 +431,16 @@ class Router:
         self.sessions = sessions
         for peer in self.restarts.expect(sessions.keys()):
             self._do(peer, (Action.DROP,))
-        for known in (self._told, self._peers):
-            for peer in known.keys() - sessions.keys():
-                del known[peer]
+        gone = self._peers.keys() | self._told.keys()
+        for peer in gone - sessions.keys():
+            self._peers.pop(peer, None)
+            self._told.pop(peer, None)
+            self._exporters.pop(peer, None)
         for peer, event in tuple(self.up.items()):
             if peer in new:  # it was up before we were told to care: what it said is lost
                 self._session_up(replace(event, resumed=True), now_s)
             elif peer in sessions:
                 self._name_peer(sessions[peer], event)
-
-    def _advertise(self, prefixes: dict[Network, Why]) -> None:
-        for prefix in prefixes.keys() - self.advertising.keys():
-            log.info("advertising", prefix=str(prefix), why=prefixes[prefix].value)
-        for prefix in self.advertising.keys() - prefixes.keys():
-            log.info("withdrawing", prefix=str(prefix))
-        self.advertising = prefixes
-        for peer, session in self.sessions.items():
-            routes = announcements(prefixes, session)
-            if self._told.get(peer) != routes:
-                self._told[peer] = routes
-                self._tell(peer, routes)
 
 
 @lru_cache(maxsize=4096)

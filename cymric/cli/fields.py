@@ -44,6 +44,25 @@ BGP_CONFIGURATION = fields(
     prefixAdvertisements=fields("cidr communities:strings"),
     nodeMeshPassword=_PASSWORD,
 )
+_FILTER_RULE = fields(
+    "cidr prefixLength:object? source interface peerType communities:object? asPathPrefix:asns "
+    "priority:int? matchOperator action operations:objects",
+    prefixLength=fields("min:int? max:int?"),
+    communities=fields("values:strings"),
+    operations=fields(
+        "addCommunity:object? prependASPath:object? setPriority:object?",
+        addCommunity=fields("value"),
+        prependASPath=fields("prefix:asns"),
+        setPriority=fields("value:int"),
+    ),
+)
+BGP_FILTER = fields(
+    "exportV4:objects importV4:objects exportV6:objects importV6:objects",
+    exportV4=_FILTER_RULE,
+    importV4=_FILTER_RULE,
+    exportV6=_FILTER_RULE,
+    importV6=_FILTER_RULE,
+)
 
 NODE = fields(
     "bgp:object? ipv4VXLANTunnelAddr vxlanTunnelMACAddr ipv6VXLANTunnelAddr vxlanTunnelMACAddrV6 "

@@ -160,6 +160,12 @@ KINDS: tuple[Kind, ...] = (
         ),
     ),
     Kind(
+        name="BGPFilter",
+        aliases=("bgpfilter", "bgpfilters"),
+        fields=fields.resource(fields.BGP_FILTER),
+        columns=(_NAME,),
+    ),
+    Kind(
         name="BGPConfiguration",
         aliases=("bgpconfig", "bgpconfigs", "bgpconfiguration", "bgpconfigurations"),
         fields=fields.resource(fields.BGP_CONFIGURATION),

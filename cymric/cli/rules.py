@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from cymric.cli.schema import Problem, Tree
+from cymric.model.bgp_filter import BGPFilterSpec, FilterRule
 from cymric.model.net import Network, contains, parse_address, parse_network
 from cymric.model.resources import DEFAULT_ALLOW_PROFILE
 from cymric.model.selector import SelectorError
@@ -157,6 +160,15 @@ def _bgp_peer(tree: Tree, stored: Tree | None, around: Surroundings) -> Problems
             yield Problem("spec.filters", f"there is no BGPFilter {name!r}")
 
 
+def _bgp_filter(tree: Tree, stored: Tree | None, around: Surroundings) -> Problems:
+    for name in BGPFilterSpec.__struct_encode_fields__:
+        for index, rule in enumerate(tree["spec"].get(name, ())):
+            try:
+                msgspec.convert(rule, FilterRule).check(4 if name.endswith("V4") else 6)
+            except (msgspec.ValidationError, ValueError) as error:
+                yield Problem(f"spec.{name}[{index}]", str(error))
+
+
 def _bgp_configuration(tree: Tree, stored: Tree | None, around: Surroundings) -> Problems:
     spec, name = tree["spec"], tree["metadata"].get("name")
     for entry in _DEFAULT_ONLY:
@@ -268,6 +280,7 @@ def _nothing(tree: Tree, stored: Tree | None, around: Surroundings) -> Problems:
 
 RULES: Mapping[str, Callable[[Tree, Tree | None, Surroundings], Problems]] = {
     "BGPConfiguration": _bgp_configuration,
+    "BGPFilter": _bgp_filter,
     "BGPPeer": _bgp_peer,
     "ClusterInformation": _nothing,
     "FelixConfiguration": _felix_configuration,

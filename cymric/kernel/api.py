@@ -126,5 +126,8 @@ class Routes(Protocol):
     async def apply(self, desired: Mapping[Network, Route]) -> RoutesApplied:
         """Make our routes exactly `desired`. A changed route is replaced, never absent between."""
 
+    async def change(self, changes: Mapping[Network, Route | None]) -> RoutesApplied:
+        """Make our routes to these prefixes so (None: gone), and leave all others as they are."""
+
     def invalidate(self) -> None:
         """Forget what was read: the next `apply` reads the kernel first (something changed it)."""

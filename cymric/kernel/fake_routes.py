@@ -7,7 +7,7 @@ administrator share the kernel's main table.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from cymric.kernel.api import NextHop, Owns, Route, RouteKind, RouteRefused, RoutesApplied
@@ -71,8 +71,18 @@ class FakeRoutes:
         by_metric = sorted(self._actual.items(), key=lambda item: -item[0][1])
         return {prefix: route for (prefix, _), route in by_metric}
 
+    async def change(self, changes: Mapping[Network, Route | None]) -> RoutesApplied:
+        """Make our routes to these prefixes so, and leave all others as they are."""
+        desired = {prefix: route for prefix, route in changes.items() if route is not None}
+        return self._apply(desired, changes.keys())
+
     async def apply(self, desired: Mapping[Network, Route]) -> RoutesApplied:
         """Make our routes exactly `desired`."""
+        return self._apply(desired, None)
+
+    def _apply(
+        self, desired: Mapping[Network, Route], only: Collection[Network] | None
+    ) -> RoutesApplied:
         actual = self._read() if self._actual is None else self._actual
         wanted = {(prefix, route.metric): route for prefix, route in desired.items()}
         refused: dict[Network, RouteRefused] = {}
@@ -91,7 +101,8 @@ class FakeRoutes:
             self.table.writes += 1
             actual[key] = resolved
         for key in tuple(actual):
-            if key not in wanted and key[0] not in refused:
+            is_meant = only is None or key[0] in only
+            if is_meant and key not in wanted and key[0] not in refused:
                 if self.table.entries.get(key, (0,))[0] == self._protocol:
                     del self.table.entries[key]
                     self.table.writes += 1

@@ -24,6 +24,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from cymric.kernel import rtnetlink
@@ -48,6 +49,68 @@ _BUFFER_BYTES = 8 << 20
 _READ_BYTES = 256 << 10
 
 _Identity = tuple[Network, int]  # prefix and metric: what the kernel tells routes of a table by
+
+
+@dataclass(slots=True)
+class _Actual:
+    """Our routes as the kernel has them: the best by prefix, and those of worse metric beside it.
+
+    The latter come from earlier processes, or from a change that was refused half way.
+    """
+
+    best: dict[Network, Route] = field(default_factory=dict)
+    worse: dict[Network, dict[int, Route]] = field(default_factory=dict)
+
+    def add(self, prefix: Network, route: Route) -> None:
+        """A route that is there, in the place of one of equal metric."""
+        have = self.best.get(prefix)
+        if have is None or have.metric == route.metric:
+            self.best[prefix] = route
+        elif route.metric < have.metric:
+            self.best[prefix] = route
+            self.worse.setdefault(prefix, {})[have.metric] = have
+        else:
+            self.worse.setdefault(prefix, {})[route.metric] = route
+
+    def remove(self, prefix: Network, metric: int) -> None:
+        """A route that is gone."""
+        worse = self.worse.get(prefix)
+        if worse is not None and worse.pop(metric, None) is None:
+            self.best.pop(prefix, None)
+            best = min(worse)
+            self.best[prefix] = worse.pop(best)
+        elif worse is None:
+            self.best.pop(prefix, None)
+        if worse is not None and not worse:
+            del self.worse[prefix]
+
+    def all_of(self, prefix: Network) -> tuple[Route, ...]:
+        """All our routes to the prefix."""
+        have = self.best.get(prefix)
+        if have is None:
+            return ()
+        return (have, *self.worse.get(prefix, {}).values()) if self.worse else (have,)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What to write: in this order, so that a changed metric leaves no gap."""
+
+    replaced: list[tuple[Network, Route]] = field(default_factory=list)
+    added: list[tuple[Network, Route]] = field(default_factory=list)
+    deleted: list[_Identity] = field(default_factory=list)
+
+    def want(self, prefix: Network, route: Route | None, have: tuple[Route, ...]) -> None:
+        """Plan what makes `have` into `route`."""
+        if route is not None:
+            same = next((one for one in have if one.metric == route.metric), None)
+            if same is None:
+                self.added.append((prefix, route))
+            elif same is not route and not route.is_met_by(same):
+                self.replaced.append((prefix, route))
+        for one in have:
+            if route is None or one.metric != route.metric:
+                self.deleted.append((prefix, one.metric))
 
 
 class NetlinkError(OSError):
@@ -75,7 +138,7 @@ class RouteTable:
         self._socket = _open_socket()
         self._sequence = 0
         self._one_at_a_time = asyncio.Lock()
-        self._actual: dict[_Identity, Route] | None = None
+        self._actual: _Actual | None = None
 
     async def __aenter__(self) -> RouteTable:
         return self
@@ -99,111 +162,123 @@ class RouteTable:
     async def list(self) -> Mapping[Network, Route]:
         """Our routes as the kernel has them now; of two metrics to one prefix the better."""
         async with self._one_at_a_time:
-            actual = await self._read()
-            self._actual = actual
-        best: dict[Network, Route] = {}
-        for (prefix, metric), route in actual.items():
-            if prefix not in best or metric < best[prefix].metric:
-                best[prefix] = route
-        return best
+            actual = self._actual = await self._read()
+        return dict(actual.best)
 
     async def apply(self, desired: Mapping[Network, Route]) -> RoutesApplied:
         """Make our routes exactly `desired`; what the kernel refused is named in the answer."""
         async with self._one_at_a_time:
-            # Until all answers are in, what the kernel has is not known (cancellation, errors).
-            actual, self._actual = self._actual, None
-            if actual is None:
-                actual = await self._read()
-            applied = await self._apply(desired, actual)
-            if not any(refused.errno == errno.EEXIST for refused in applied.refused.values()):
-                self._actual = actual  # a refusal changes nothing, but EEXIST we did not expect
-            return applied
+            actual = await self._take_actual()
+            plan = _Plan()
+            best, worse = actual.best, actual.worse
+            for prefix, route in desired.items():
+                have = best.get(prefix)
+                if have is None:
+                    plan.added.append((prefix, route))
+                elif have is not route or prefix in worse:
+                    plan.want(prefix, route, actual.all_of(prefix))
+            for prefix in set(best).difference(desired):
+                plan.want(prefix, None, actual.all_of(prefix))
+            return await self._write(plan, actual)
 
-    async def _apply(
-        self, desired: Mapping[Network, Route], actual: dict[_Identity, Route]
-    ) -> RoutesApplied:
-        wanted = {(prefix, route.metric): route for prefix, route in desired.items()}
-        replaced, added = _difference(wanted, actual)
+    async def change(self, changes: Mapping[Network, Route | None]) -> RoutesApplied:
+        """Make our routes to these prefixes so, and leave all others as they are."""
+        async with self._one_at_a_time:
+            actual = await self._take_actual()
+            plan = _Plan()
+            for prefix, route in changes.items():
+                plan.want(prefix, route, actual.all_of(prefix))
+            return await self._write(plan, actual)
+
+    async def _take_actual(self) -> _Actual:
+        """What the kernel has. Until all answers are in, that is not known: `_write` says it."""
+        actual, self._actual = self._actual, None
+        return await self._read() if actual is None else actual
+
+    async def _write(self, plan: _Plan, actual: _Actual) -> RoutesApplied:
         refused: dict[Network, RouteRefused] = {}
-        devices = {
+        index = await self._indices(plan)
+        added = await self._send_new(plan.added, Flag.EXCLUSIVE, index, refused)
+        replaced = await self._send_new(plan.replaced, Flag.REPLACE, index, refused)
+        # A prefix whose new route was refused keeps its old one, whatever its metric.
+        doomed = [place for place in plan.deleted if place[0] not in refused]
+        deleted = await self._send_delete(doomed, refused)
+        for prefix, route in (*added, *replaced):
+            actual.add(prefix, route)
+        for prefix, metric in deleted:
+            actual.remove(prefix, metric)
+        if not any(one.errno == errno.EEXIST for one in refused.values()):
+            self._actual = actual  # a refusal changes nothing, but EEXIST we did not expect
+        return RoutesApplied(
+            added=len(added), replaced=len(replaced), deleted=len(deleted), refused=refused
+        )
+
+    async def _indices(self, plan: _Plan) -> dict[str, int]:
+        """The numbers of all devices that routes name; 0 for one that is not there."""
+        routes = {id(route): route for _, route in (*plan.added, *plan.replaced)}
+        names = {
             hop.device
-            for route in (*added.values(), *replaced.values())
+            for route in routes.values()
             for hop in route.next_hops
             if hop.device is not None
         }
-        index = {name: await self._device_index(name) for name in devices}
-
-        # Order matters: new routes first, so that a changed metric leaves no gap.
-        requests = []
-        for flag, changes in ((Flag.REPLACE, replaced), (Flag.EXCLUSIVE, added)):
-            for key, route in changes.items():
-                missing = [
-                    hop.device for hop in route.next_hops if index.get(hop.device or "") == 0
-                ]
-                if missing:
-                    reason = f"there is no device {missing[0]}"
-                    refused[key[0]] = RouteRefused(errno.ENODEV, reason)
-                    continue
-                requests.append((key, route, Flag.CREATE | flag))
-        errors = await self._send_new(requests, index)
-        # A prefix whose new route was refused keeps its old one, whatever its metric.
-        kept = {prefix for (prefix, _) in errors} | refused.keys()
-        deleted = [key for key in actual if key not in wanted and key[0] not in kept]
-        delete_errors = await self._send_delete(deleted)
-
-        for key, route, _ in requests:
-            if key not in errors:
-                actual[key] = route
-        for place in deleted:
-            if place not in delete_errors:
-                del actual[place]
-        refused |= {place[0]: error for place, error in (errors | delete_errors).items()}
-        return RoutesApplied(
-            added=sum(key in added and key not in errors for key, _, _ in requests),
-            replaced=sum(key in replaced and key not in errors for key, _, _ in requests),
-            deleted=len(deleted) - len(delete_errors),
-            refused=refused,
-        )
+        return {name: await self._device_index(name) for name in names}
 
     async def _send_new(
-        self, requests: Sequence[tuple[_Identity, Route, int]], index: dict[str, int]
-    ) -> dict[_Identity, RouteRefused]:
-        errors: dict[_Identity, RouteRefused] = {}
-        for start in range(0, len(requests), BATCH):
-            batch, first = requests[start : start + BATCH], self._sequence + 1
+        self,
+        routes: Sequence[tuple[Network, Route]],
+        flag: Flag,
+        index: Mapping[str, int],
+        refused: dict[Network, RouteRefused],
+    ) -> Sequence[tuple[Network, Route]]:
+        """Send routes; those that the kernel took. The others are noted in `refused`."""
+        missing = {name for name, number in index.items() if number == 0}
+        if missing:
+            routes = [one for one in routes if not _names_missing(one, missing, refused)]
+        taken: list[tuple[Network, Route]] = []
+        for start in range(0, len(routes), BATCH):
+            batch, first = routes[start : start + BATCH], self._sequence + 1
             self._sequence += len(batch)
+            flags = Flag.CREATE | flag
             data = b"".join(
                 self._encoder.new_route(
                     prefix,
                     route,
-                    flags=flags | (Flag.ACK if first + offset == self._sequence else 0),
-                    sequence=first + offset,
+                    flags=flags | Flag.ACK if sequence == self._sequence else flags,
+                    sequence=sequence,
                     index=index,
                 )
-                for offset, ((prefix, _), route, flags) in enumerate(batch)
+                for sequence, (prefix, route) in enumerate(batch, first)
             )
-            for sequence, refused in (await self._exchange(data, first)).items():
-                errors[batch[sequence - first][0]] = refused
-        return errors
+            errors = await self._exchange(data, first)
+            for sequence, error in errors.items():
+                refused[batch[sequence - first][0]] = error
+            taken += (one for n, one in enumerate(batch, first) if n not in errors)
+        return taken
 
-    async def _send_delete(self, keys: Sequence[_Identity]) -> dict[_Identity, RouteRefused]:
-        errors: dict[_Identity, RouteRefused] = {}
-        for start in range(0, len(keys), BATCH):
-            batch, first = keys[start : start + BATCH], self._sequence + 1
+    async def _send_delete(
+        self, places: Sequence[_Identity], refused: dict[Network, RouteRefused]
+    ) -> Sequence[_Identity]:
+        """Delete routes; those that are gone. The others are noted in `refused`."""
+        gone: list[_Identity] = []
+        for start in range(0, len(places), BATCH):
+            batch, first = places[start : start + BATCH], self._sequence + 1
             self._sequence += len(batch)
             data = b"".join(
                 self._encoder.delete_route(
                     prefix,
                     metric=metric,
-                    flags=Flag.ACK if first + offset == self._sequence else 0,
-                    sequence=first + offset,
+                    flags=Flag.ACK if sequence == self._sequence else 0,
+                    sequence=sequence,
                 )
-                for offset, (prefix, metric) in enumerate(batch)
+                for sequence, (prefix, metric) in enumerate(batch, first)
             )
-            for sequence, refused in (await self._exchange(data, first)).items():
-                if refused.errno != errno.ESRCH:  # already gone is what we wanted
-                    errors[batch[sequence - first]] = refused
-        return errors
+            errors = await self._exchange(data, first)
+            for sequence, error in errors.items():
+                if error.errno != errno.ESRCH:  # already gone is what we wanted
+                    refused[batch[sequence - first][0]] = error
+            gone += (one for one in batch if not errors or one[0] not in refused)
+        return gone
 
     async def _exchange(self, data: bytes, first: int) -> dict[int, RouteRefused]:
         """Send a batch whose last message asks for an answer; the errors by sequence number."""
@@ -226,14 +301,14 @@ class RouteTable:
             for message in rtnetlink.messages(await loop.sock_recv(self._socket, _READ_BYTES)):
                 yield message
 
-    async def _read(self) -> dict[_Identity, Route]:
+    async def _read(self) -> _Actual:
         seen: list[Seen] = []
         for version in (4, 6):
             seen += await self._dump(version)
         names: dict[int, str] = {}
         if any(number for route in seen for _, number, _ in route.hops):
             names = await self._device_names()
-        actual: dict[_Identity, Route] = {}
+        actual = _Actual()
         routes: dict[object, Route | None] = {}  # few next hops, many prefixes
         for one in seen:
             kind = (one.kind, one.hops, one.metric, one.source)
@@ -241,7 +316,7 @@ class RouteTable:
                 routes[kind] = _to_route(one, names)
             route = routes[kind]
             if route is not None and (self._owns is None or self._owns(one.prefix, route)):
-                actual[one.prefix, one.metric] = route
+                actual.add(one.prefix, route)
         return actual
 
     async def _dump(self, version: int) -> Sequence[Seen]:
@@ -310,18 +385,16 @@ class RouteTable:
         return payloads
 
 
-def _difference(
-    wanted: Mapping[_Identity, Route], actual: Mapping[_Identity, Route]
-) -> tuple[dict[_Identity, Route], dict[_Identity, Route]]:
-    """What must be replaced, and what added."""
-    replaced, added = {}, {}
-    for key, route in wanted.items():
-        have = actual.get(key)
-        if have is None:
-            added[key] = route
-        elif have is not route and not route.is_met_by(have):
-            replaced[key] = route
-    return replaced, added
+def _names_missing(
+    one: tuple[Network, Route], missing: set[str], refused: dict[Network, RouteRefused]
+) -> bool:
+    """Whether the route goes through a device that is not there; then it is noted as refused."""
+    prefix, route = one
+    for hop in route.next_hops:
+        if hop.device in missing:
+            refused[prefix] = RouteRefused(errno.ENODEV, f"there is no device {hop.device}")
+            return True
+    return False
 
 
 def _to_route(seen: Seen, names: Mapping[int, str]) -> Route | None:

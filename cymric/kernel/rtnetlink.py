@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -95,7 +95,7 @@ class Encoder:
     _tail_by_object: dict[tuple[int, int], tuple[Route, bytes]] = field(default_factory=dict)
 
     def new_route(
-        self, prefix: Network, route: Route, *, flags: int, sequence: int, index: dict[str, int]
+        self, prefix: Network, route: Route, *, flags: int, sequence: int, index: Mapping[str, int]
     ) -> bytes:
         """RTM_NEWROUTE. `index` must hold the interface number of every device of the route."""
         scope = _SCOPE_UNIVERSE
@@ -147,7 +147,7 @@ class Encoder:
             )
         )
 
-    def _tail(self, version: int, route: Route, index: dict[str, int]) -> bytes:
+    def _tail(self, version: int, route: Route, index: Mapping[str, int]) -> bytes:
         # By identity: routes through one gateway are usually one object, and hashing one is slow.
         known = self._tail_by_object.get((id(route), version))
         if known is not None and known[0] is route:
@@ -170,7 +170,7 @@ class Encoder:
         return tail
 
 
-def _hop_attributes(hop: NextHop, version: int, index: dict[str, int]) -> bytes:
+def _hop_attributes(hop: NextHop, version: int, index: Mapping[str, int]) -> bytes:
     parts = []
     if hop.gateway is not None:
         if hop.gateway.version == version:
@@ -183,7 +183,7 @@ def _hop_attributes(hop: NextHop, version: int, index: dict[str, int]) -> bytes:
     return b"".join(parts)
 
 
-def _multipath(hops: tuple[NextHop, ...], version: int, index: dict[str, int]) -> bytes:
+def _multipath(hops: tuple[NextHop, ...], version: int, index: Mapping[str, int]) -> bytes:
     parts = []
     for hop in hops:
         inner = (

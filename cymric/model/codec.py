@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cymric.model import endpoints, ipam, policy, resources, strictest
+from cymric.model import bgp_filter, endpoints, ipam, policy, resources, strictest
 from cymric.model.keys import (
     AffinityKey,
     BlockKey,
@@ -27,6 +27,7 @@ from cymric.model.keys import (
 
 TYPE_BY_KIND: dict[str, type[resources.Resource]] = {
     "BGPConfiguration": resources.BGPConfiguration,
+    "BGPFilter": bgp_filter.BGPFilter,
     "BGPPeer": resources.BGPPeer,
     "ClusterInformation": resources.ClusterInformation,
     "FelixConfiguration": resources.FelixConfiguration,

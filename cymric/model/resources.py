@@ -27,6 +27,8 @@ from cymric.model.selector import parse as parse_selector
 API_VERSION = "projectcalico.org/v3"
 DEFAULT_ASN = 64512
 DEFAULT_BGP_PORT = 179
+DEFAULT_ROUTE_PRIORITY = 1024
+"""The kernel metric of routes to pods."""
 DEFAULT_ALLOW_PROFILE = "projectcalico-default-allow"
 """The profile that exists without being stored: it allows everything both ways."""
 
@@ -307,6 +309,35 @@ class CIDRBlock(Spec, frozen=True, kw_only=True):
         parse_network(self.cidr)
 
 
+def parse_community(text: str) -> tuple[int, ...]:
+    """Two numbers of 16 bits (`aa:nn`) or three of 32 (`aa:nn:mm`). Raises ValueError."""
+    parts = text.split(":")
+    bits = {2: 16, 3: 32}.get(len(parts))
+    if bits is None or not all(part.isdecimal() and int(part) < 1 << bits for part in parts):
+        raise ValueError(f"community {text!r} is neither aa:nn nor aa:nn:mm")
+    return tuple(map(int, parts))
+
+
+class NamedCommunity(Spec, frozen=True, kw_only=True):
+    """A name for a community."""
+
+    name: str
+    value: str
+
+    def __post_init__(self) -> None:
+        parse_community(self.value)
+
+
+class PrefixAdvertisement(Spec, frozen=True, kw_only=True):
+    """Communities, by value or name, for all routes inside a prefix."""
+
+    cidr: str
+    communities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        parse_network(self.cidr)
+
+
 class BGPConfigurationSpec(Spec, frozen=True, kw_only=True):
     """See Calico's BGPConfiguration resource."""
 
@@ -322,6 +353,11 @@ class BGPConfigurationSpec(Spec, frozen=True, kw_only=True):
     service_cluster_ips: tuple[CIDRBlock, ...] = msgspec.field(default=(), name="serviceClusterIPs")
     listen_port: int = 0
     """The port to listen on; 0 means not said here."""
+    service_load_balancer_aggregation: str = ""
+    communities: tuple[NamedCommunity, ...] = ()
+    prefix_advertisements: tuple[PrefixAdvertisement, ...] = ()
+    ipv4_normal_route_priority: int = DEFAULT_ROUTE_PRIORITY
+    ipv6_normal_route_priority: int = DEFAULT_ROUTE_PRIORITY
     node_mesh_max_restart_time: str = ""
     node_mesh_password: dict[str, Any] | None = None
     bind_mode: str = ""
@@ -334,6 +370,9 @@ class BGPConfigurationSpec(Spec, frozen=True, kw_only=True):
             raise ValueError(f"listenPort {self.listen_port} is no TCP port")
         if self.node_mesh_max_restart_time:
             duration_s(self.node_mesh_max_restart_time)
+        for priority in (self.ipv4_normal_route_priority, self.ipv6_normal_route_priority):
+            if not 1 <= priority <= 2**31 - 2:
+                raise ValueError(f"route priority {priority} is not between 1 and {2**31 - 2}")
 
     @property
     def asn(self) -> int:

@@ -51,6 +51,7 @@ from tests.support.routing import (
 
 OTHER, ROUTER = "198.19.0.3", "198.19.0.254"
 OWN, THEIRS, FAR = "198.19.16.0/26", "198.19.16.64/26", "192.0.2.0/24"
+NOBODYS = "198.19.17.0/26"
 
 
 class Node:
@@ -302,9 +303,9 @@ async def test_what_people_are_told(us: Node) -> None:
     async with us.running():
         us.up()
         us.up(ROUTER)
-        us.announces(THEIRS, FAR)
-        us.announces(THEIRS, peer=ROUTER)
-        await eventually(lambda: us.kernel.get(THEIRS))
+        us.announces(NOBODYS, FAR)
+        us.announces(NOBODYS, peer=ROUTER)
+        await eventually(lambda: us.kernel.get(NOBODYS) == ROUTER)
         status = await us.ask()
         mesh = status["peers"][0]
         assert (mesh["address"], mesh["type"], mesh["state"], mesh["info"]) == (
@@ -314,13 +315,13 @@ async def test_what_people_are_told(us: Node) -> None:
             "Established",
         )
         assert mesh["rejected"] == {"outside pools and service ranges": 1}
-        assert mesh["advertised"]["wanted"] == 1
+        assert mesh["advertised"]["wanted"] == 2
         assert status["advertising"] == {OWN: "block of this node"}
         routes = (await us.ask("routes"))["routes"]
         assert [(one["prefix"], one["settled_by"]) for one in routes] == [
-            (THEIRS, "external_before_internal")
+            (NOBODYS, "external_before_internal")
         ]
-        why = await us.ask(f"why {THEIRS}")
+        why = await us.ask(f"why {NOBODYS}")
         assert sorted((one["peer"], one["used"], one["lost_at"]) for one in why["paths"]) == [
             (ROUTER, True, ""),
             (OTHER, False, "external_before_internal"),

@@ -113,6 +113,17 @@ def test_accepted(kind: str, spec: dict[str, Any], name: str) -> None:
         ("BGPPeer", {**PEER, "keepOriginalNextHop": True, "nextHopMode": "Keep"}, "nextHopMode"),
         ("BGPPeer", {**PEER, "sourceAddress": "Any"}, "'Any' is not UseNodeIP, None"),
         ("BGPPeer", {**PEER, "ttlSecurity": 256}, "is not between 0 and 255"),
+        ("BGPFilter", {"importV4": [{"action": "Maybe"}]}, "spec.importV4[0]: "),
+        (
+            "BGPFilter",
+            {"exportV6": [{"cidr": "10.0.0.0/8", "matchOperator": "In", "action": "Accept"}]},
+            "spec.exportV6[0]: cidr 10.0.0.0/8 is not IPv6",
+        ),
+        (
+            "BGPFilter",
+            {"exportV4": [{"action": "Accept"}, {"cidr": "10.0.0.0/8", "action": "Accept"}]},
+            "spec.exportV4[1]: cidr and matchOperator belong together",
+        ),
         ("BGPPeer", {**PEER, "filters": ["f"]}, "there is no BGPFilter 'f'"),
         ("BGPConfiguration", {"logSeverityScreen": "Loud"}, "'Loud' is not Debug"),
         ("BGPConfiguration", {"listenPort": 70000}, "listenPort 70000 is no TCP port"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from bgpd.decision import ONLY_PATH, STEPS, Path, Peer, best, lost_at
 from bgpd.speaker import AsPathSegment, Origin, PathAttributes, SegmentKind, as_sequence
 
-PREFIX = ip_network("198.19.16.0/26")
 LOCAL = 64512
 
 
@@ -26,7 +25,7 @@ def path(
         local_asn=LOCAL,
         router_id=ip_address(router_id or address),
     )
-    return Path(PREFIX, ip_address(address), PathAttributes(**attributes), peer)  # type: ignore[arg-type]
+    return Path(ip_address(address), PathAttributes(**attributes), peer)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import ip_address, ip_network
+from dataclasses import replace
+from ipaddress import ip_network
 
 import msgspec
 import pytest
 
 from bgpd.exports import (
-    LOCAL_PREF,
     ExportInputs,
+    Local,
     Why,
     advertised,
-    announcements,
+    kept_out_of_kernel,
+    local_routes,
     own_aggregates,
 )
-from bgpd.speaker import Announcement, PathAttributes
 from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.ipam import AffinityState, AllocationBlock
-from cymric.model.peering import PeerType, Session
 from cymric.model.resources import IPPool
-from tests.support.routing import affinity, block, endpoint, pool
+from tests.support.routing import affinity, block, configuration, endpoint, pool
 
 OURS, THEIRS = "198.19.16.0/26", "198.19.16.64/26"
 CONFIRMED, PENDING, DELETING, LEGACY = (
@@ -171,26 +171,51 @@ def test_a_block_of_one_address_gets_no_blackhole() -> None:
     assert own_aggregates(given) == frozenset()
 
 
-@pytest.mark.parametrize(
-    ("peer_asn", "local_pref"),
-    [pytest.param(64512, 2147482623, id="iBGP"), pytest.param(65001, None, id="eBGP")],
-)
-def test_announcements(peer_asn: int, local_pref: int | None) -> None:
-    """Next hop is our address; LOCAL_PREF is Calico's, and left out towards another AS."""
-    session = Session(
-        name="x",
-        peer_type=PeerType.GLOBAL,
-        peer_address=ip_address("198.19.0.3"),
-        peer_port=179,
-        peer_asn=peer_asn,
-        local_address=ip_address("198.19.0.2"),
-        local_asn=64512,
-        router_id=ip_address("198.19.0.2"),
-        listen_port=179,
-        is_passive=False,
-    )
-    prefixes = [ip_network(OURS), ip_network("fd00::/122")]
-    assert announcements(prefixes, session) == {
-        OURS: Announcement(OURS, "198.19.0.2", PathAttributes(local_pref=local_pref))
+def test_what_only_a_filter_lets_out() -> None:
+    """Addresses inside own blocks, outside pools, and closed pools are known, not advertised."""
+    given = inputs(blocks=(OWN_BLOCK,), affinities={OURS: CONFIRMED}, endpoints=(A1, A2, FOREIGN))
+    assert {str(prefix): local for prefix, local in local_routes(given).items()} == {
+        OURS: Local(Why.OWN_BLOCK),
+        "198.19.16.5/32": Local(None, "calia1"),
+        "198.19.16.70/32": Local(Why.WORKLOAD, "calia2"),
+        "198.19.24.5/32": Local(None, "calif1"),
     }
-    assert LOCAL_PREF == 2147482623
+
+
+SERVICES: dict[str, object] = {
+    "serviceClusterIPs": [{"cidr": "10.96.0.0/12"}, {"cidr": "fd00:96::/112"}],
+    "serviceExternalIPs": [{"cidr": "192.0.2.0/28"}, {"cidr": "192.0.2.100/32"}],
+    "serviceLoadBalancerIPs": [{"cidr": "198.51.100.0/24"}, {"cidr": "198.51.101.1/32"}],
+}
+RANGES = {"10.96.0.0/12", "fd00:96::/112", "192.0.2.0/28", "198.51.100.0/24"}
+ONE_SERVICE = "192.0.2.100/32"
+
+
+@pytest.mark.parametrize(
+    ("spec", "labels", "expected"),
+    [
+        pytest.param(SERVICES, {}, RANGES | {ONE_SERVICE}, id="ranges and single services"),
+        pytest.param(
+            SERVICES | {"serviceLoadBalancerAggregation": "Disabled"},
+            {},
+            RANGES - {"198.51.100.0/24"} | {ONE_SERVICE},
+            id="load balancers one by one",
+        ),
+        pytest.param(
+            SERVICES,
+            {"node.kubernetes.io/exclude-from-external-load-balancers": "true"},
+            set(),
+            id="a node kept out of load balancing",
+        ),
+    ],
+)
+def test_services(spec: dict[str, object], labels: dict[str, str], expected: set[str]) -> None:
+    """Ranges of several addresses go out from every node, single services where they are told."""
+    given = replace(
+        inputs(),
+        configuration=configuration(**spec),
+        labels=labels,
+        service_addresses=frozenset({ip_network(ONE_SERVICE)}),
+    )
+    assert set(map(str, advertised(given))) == expected
+    assert set(map(str, kept_out_of_kernel(given.configuration).networks)) == RANGES

@@ -23,7 +23,7 @@ OWN, A, B = map(parse_network, ("198.19.16.0/26", "198.19.16.64/26", "198.19.16.
 def choice(prefix: Network) -> Choice:
     """A path through OTHER."""
     peer = Peer(address=OTHER, asn=1, local_asn=1)
-    return Choice(Path(prefix, OTHER, PathAttributes(), peer), "only path")
+    return Choice(Path(OTHER, PathAttributes(), peer), "only path")
 
 
 def test_desired_routes() -> None:
