@@ -41,30 +41,45 @@ PACKETS = tuple(
     if PLACES[source] != PLACES[destination]
 )
 
-some_sets = st.lists(st.sampled_from(SET_IDS), max_size=1).map(tuple)
-sides = st.builds(EntityMatch, set_ids=some_sets, not_set_ids=some_sets)
-rules = st.builds(PolicyRule, st.sampled_from(Verdict), source=sides, destination=sides)
-rule_lists = st.lists(rules, max_size=2).map(tuple)
-members = st.frozensets(st.sampled_from((*PLACES, "198.19.16.0/24")), max_size=3)
+# Most packets should be decided by sets, and many be let through, or nothing would be seen.
+actions = st.sampled_from((Verdict.ALLOW, Verdict.ALLOW, Verdict.ALLOW, Verdict.DENY, Verdict.PASS))
+one_set = st.sampled_from(SET_IDS).map(lambda name: (name,))
+some_sides = st.one_of(
+    st.builds(EntityMatch, set_ids=one_set),
+    st.builds(EntityMatch, set_ids=one_set),
+    st.builds(EntityMatch, not_set_ids=one_set),
+)
+rules = st.one_of(
+    st.builds(PolicyRule, actions, source=some_sides),
+    st.builds(PolicyRule, actions, destination=some_sides),
+    st.builds(PolicyRule, actions, source=some_sides, destination=some_sides),
+)
+rule_lists = st.lists(rules, min_size=1, max_size=2).map(tuple)
+all_allowed = st.just((PolicyRule(Verdict.ALLOW),))
+members = st.frozensets(st.sampled_from(tuple(PLACES)), min_size=1, max_size=2)
 
 
 @st.composite
 def pictures(draw: st.DrawFn) -> Desired:
-    """Up to two pods, two tiers of a policy each, three sets."""
+    """Mostly two pods, one or two tiers of a policy each, three sets."""
+    names = draw(st.sampled_from((("x",), ("x",), ("x", "y"))))
     policies = {
         PolicyId("gnp", "", name): Policy(
-            PolicyId("gnp", "", name), name, draw(rule_lists), draw(rule_lists)
+            PolicyId("gnp", "", name),
+            name,
+            draw(rule_lists),
+            draw(st.one_of(all_allowed, rule_lists)),
         )
-        for name in ("x", "y")
+        for name in names
     }
     end = st.sampled_from((Verdict.DENY, Verdict.PASS))
     tiers = tuple(TierPolicies(one.name, draw(end), (one,), (one,)) for one in policies)
     found = [pod("a", "198.19.16.2"), pod("b", "198.19.16.3")]
-    there = draw(st.sampled_from(((0, 1), (0, 1), (0,), (1,), ())))
+    there = draw(st.sampled_from(((0, 1), (0, 1), (0, 1), (0,), (1,))))
     return replace(
         wanting(*(replace(found[place], tiers=tiers) for place in there)),
         policies=policies,
-        ip_sets=sets_of(dict(zip(SET_IDS, draw(st.tuples(*[members] * 3)), strict=True))),
+        ip_sets=sets_of({name: draw(members) for name in SET_IDS}),
     )
 
 
@@ -77,11 +92,11 @@ def sets_of(found: Mapping[str, frozenset[str]]) -> dict[str, IPSet]:
 def pairs(draw: st.DrawFn) -> tuple[Desired, Desired]:
     """An old and a new picture; often only some of it is new."""
     old, new = draw(pictures()), draw(pictures())
-    for kept in draw(st.sets(st.sampled_from(("policies", "endpoints", "ip_sets")))):
-        new = replace(new, **{kept: getattr(old, kept)})
-    if draw(st.booleans()):  # one set only
+    if draw(st.booleans()):
+        new = replace(new, policies=old.policies, endpoints=old.endpoints)
+    if draw(st.booleans()):
         name = draw(st.sampled_from(SET_IDS))
-        new = replace(new, ip_sets={**old.ip_sets, name: new.ip_sets[name]})
+        new = replace(new, ip_sets={**new.ip_sets, name: old.ip_sets[name]})
     return old, new
 
 
@@ -155,7 +170,7 @@ async def change(directory: Path, old: Desired, new: Desired) -> None:
             assert now in (then, later), f"{packet}: {then}, then {now}, then {later}"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pairs())
 def test_no_packet_meets_a_mixture(pair: tuple[Desired, Desired]) -> None:
     """Whatever changes, each packet is judged by the old policy or by the new one, always."""
