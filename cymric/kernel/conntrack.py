@@ -40,7 +40,7 @@ _MOST_BYTES = 65536
 
 
 class Unsupported(KernelError):
-    """This kernel cannot delete connections by a filter."""
+    """The kernel is too old to delete connections by a filter."""
 
 
 class Connections(Protocol):
