@@ -403,7 +403,8 @@ def _refuse_made_before(call: Call) -> None:
 
 
 def _layout(call: Call, addresses: tuple[Address, ...]) -> Layout:
-    return Layout(addresses=addresses, destinations=destinations(call.config))
+    routes, limits = destinations(call.config), call.wishes.qos
+    return Layout(addresses=addresses, destinations=routes, limits=limits)
 
 
 def _result(

@@ -28,6 +28,7 @@ from typing import Protocol
 
 import structlog
 
+from cni import shaping
 from cni.errors import CniError, Code
 from cni.result import POD_GATEWAY_V6
 from cymric.kernel import namespace
@@ -42,7 +43,7 @@ from cymric.kernel.links import (
     VethPair,
 )
 from cymric.kernel.netlink import Netlink
-from cymric.model.endpoints import HOST_MAC, POD_GATEWAY
+from cymric.model.endpoints import HOST_MAC, POD_GATEWAY, QoSControls
 from cymric.model.net import Address, Network, host_network
 
 GATEWAYS: dict[int, Address] = {4: ip_address(POD_GATEWAY), 6: ip_address(POD_GATEWAY_V6)}
@@ -71,13 +72,14 @@ class Wire:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What goes over a pair: the pod's addresses, and what it reaches through it.
+    """What goes over a pair: the pod's addresses, what it reaches through it, and how fast.
 
     No destinations means everything, of each family that has an address.
     """
 
     addresses: tuple[Address, ...]
     destinations: tuple[Network, ...] = ()
+    limits: QoSControls | None = None
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -288,6 +290,9 @@ class _Begun:
         addresses = tuple(ip_interface(str(host_network(a))) for a in layout.addresses)
         routes = layout.routes(index)
         equipment = Equipment(neighbours=neighbours, routes=routes, addresses=addresses)
+        if layout.limits is not None:
+            ends = shaping.Ends(self._made.link.index, index, self._there, self.mtu)
+            shaping.limit(ends, layout.limits)
         await self._pod.equip(index, equipment)
 
     def close(self) -> None:

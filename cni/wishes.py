@@ -8,6 +8,7 @@ Kubernetes objects will extend:
                             hands them over (capability `io.kubernetes.cri.pod-annotations`)
     args, args.cni          `cni.projectcalico.org/<name>` of the network configuration
 
+Beside these annotations there are those of limits, `qos.projectcalico.org/<name>` (`qos.py`).
 Annotations win over capabilities, these over `IP` and `MAC`; of annotations CNI_ARGS win over the
 runtime's over the configuration's. Names and meanings are Calico's. Pure.
 """
@@ -15,14 +16,15 @@ runtime's over the configuration's. Names and meanings are Calico's. Pure.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 
+from cni import qos
 from cni.errors import CniError, Code
-from cni.netconf import Bandwidth, NetConf, bad_config
+from cni.netconf import NetConf, bad_config
 from cymric.model.endpoints import EndpointNAT, QoSControls
 from cymric.model.net import Address, parse_address, parse_interface
 
@@ -76,7 +78,8 @@ NO_WISHES = Wishes()
 
 def gather(config: NetConf, args: Mapping[str, str]) -> Wishes:
     """The wishes of one call. Raises CniError."""
-    notes = _annotations(config, args)
+    notes = _annotations(config, args, PREFIX, NAMES)
+    limits = _annotations(config, args, qos.PREFIX, qos.NAMES)
     runtime, features = config.runtime, config.feature_control
     unmanaged = _addresses("ipAddrsNoIpam", _listed(notes, "ipAddrsNoIpam"))
     if unmanaged and not features.ip_addrs_no_ipam:
@@ -100,19 +103,21 @@ def gather(config: NetConf, args: Mapping[str, str]) -> Wishes:
         floating=floating,
         mac=_mac(notes.get("hwAddr") or runtime.mac or args.get("MAC", "")),
         source_prefixes=_prefixes(_listed(notes, "allowedSourcePrefixes")),
-        qos=_qos(runtime.bandwidth),
+        qos=qos.controls(limits, runtime.bandwidth),
     )
 
 
-def _annotations(config: NetConf, args: Mapping[str, str]) -> dict[str, str]:
+def _annotations(
+    config: NetConf, args: Mapping[str, str], prefix: str, names: Sequence[str]
+) -> dict[str, str]:
     """The annotations that have a meaning here, without their prefix."""
     sides: list[Mapping[str, object]] = [config.args]
     if isinstance(inner := config.args.get("cni"), dict):
         sides.append(inner)
     found: dict[str, str] = {}
     for side in (*sides, config.runtime.pod_annotations, args):
-        for name in NAMES:
-            value = side.get(PREFIX + name)
+        for name in names:
+            value = side.get(prefix + name)
             if value is None:
                 continue
             # A configuration may hold the list itself where an annotation holds its text.
@@ -173,14 +178,3 @@ def _prefixes(texts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(parse_interface(text).network) for text in texts)
     except ValueError as error:
         raise bad_config(f"{PREFIX}allowedSourcePrefixes: {error}") from None
-
-
-def _qos(bandwidth: Bandwidth | None) -> QoSControls | None:
-    if bandwidth is None or bandwidth == Bandwidth():
-        return None
-    return QoSControls(
-        ingress_bandwidth=bandwidth.ingress_rate,
-        ingress_burst=bandwidth.ingress_burst,
-        egress_bandwidth=bandwidth.egress_rate,
-        egress_burst=bandwidth.egress_burst,
-    )

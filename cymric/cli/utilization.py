@@ -43,9 +43,12 @@ def utilization(
     left = list(blocks)
     usages = []
     for _, pool in sorted(pools.items()):
-        inside = tuple(block for block in left if contains(pool, block.network))
-        left = [block for block in left if block not in inside]
-        usages.append(Usage(pool, inside))
+        inside: list[AllocationBlock] = []
+        others: list[AllocationBlock] = []
+        for block in left:
+            (inside if contains(pool, block.network) else others).append(block)
+        usages.append(Usage(pool, tuple(inside)))
+        left = others
     return (*usages, Usage(None, tuple(left))) if left else tuple(usages)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cymric.kernel.namespace import opened, visiting
 from cymric.model.keys import ResourceKey
 from cymric.model.resources import IPPool, IPPoolSpec, ObjectMeta
 from tests.support.cni_node import CniNode, Pod, node_with_etcd, output
@@ -138,7 +141,98 @@ def test_capabilities(node: CniNode) -> None:
         "ingressBandwidth": 1000000,
         "ingressBurst": 2000,
         "egressBandwidth": 3000000,
+        "egressBurst": 1 << 32,
     }
+    assert rates(node.pods[0]) == (125_000, 375_000)
+
+
+def rates(pod: Pod) -> tuple[int, int]:
+    """Bytes a second that the queues at both ends of a pod's pair let through; 0: all."""
+    found = []
+    for text in (
+        output("tc", "-j", "qdisc", "show", "dev", HOST_END),
+        pod.run("tc", "-j", "qdisc", "show", "dev", "eth0"),
+    ):
+        queues = json.loads(text)
+        (rate,) = [q["options"]["rate"] if q["kind"] == "tbf" else 0 for q in queues]
+        found.append(rate)
+    return found[0], found[1]
+
+
+def test_limits_by_annotations(node: CniNode) -> None:
+    """Calico's annotations limit what goes in and out: on the endpoint, and on real packets."""
+    notes = {
+        "qos.projectcalico.org/ingressBandwidth": "400k",
+        "qos.projectcalico.org/ingressBurst": "80k",
+        "qos.projectcalico.org/ingressPacketRate": "100",
+        "qos.projectcalico.org/egressMaxConnections": "7",
+        "qos.projectcalico.org/dscp": "EF",
+    }
+    pod = node.pod(ID)
+    config = {"runtimeConfig": {"io.kubernetes.cri.pod-annotations": notes}}
+    answer = node.call("ADD", pod, **config)
+    (value,) = node.endpoints.values()
+    assert value["spec"]["qosControls"] == {
+        "ingressBandwidth": 400_000,
+        "ingressBurst": 80_000,
+        "ingressPacketRate": 100,
+        "ingressPacketBurst": 5,
+        "egressMaxConnections": 7,
+        "dscp": "EF",
+    }
+    assert rates(pod) == (50_000, 0)
+    assert node.call("ADD", pod, **config) == answer
+    assert rates(pod) == (50_000, 0)
+    other = node.pod("ffffbbbbccccffff")
+    unlimited = node.call("ADD", other)
+    for made in (answer, unlimited):
+        interface = made.tree["interfaces"][0]["name"]
+        output("ip", "route", "add", made.address, "dev", interface)
+    output("ip", "addr", "add", "198.19.0.2/32", "dev", "lo")
+    assert 0 < arriving(pod, answer.address) < SENT / 2
+    assert arriving(other, unlimited.address) == SENT
+    for gone in (pod, other):
+        assert node.call("DEL", gone).code == 0
+    node.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ingressBandwidth", "999"),
+        ("ingressBandwidth", "fast"),
+        ("ingressBurst", "1M"),
+        ("egressPacketRate", "20k"),
+        ("dscp", "64"),
+    ],
+)
+def test_limits_that_cannot_be(node: CniNode, name: str, text: str) -> None:
+    """A limit out of bounds, or without the one that it refines, is refused by name."""
+    notes = {f"qos.projectcalico.org/{name}": text}
+    answer = node.call("ADD", node.pod(ID), conf_args=notes)
+    assert (answer.code, answer.tree["code"]) == (1, 7)
+    node.assert_nothing_left()
+
+
+SENT = 400
+DATAGRAM_BYTES = 1400
+
+
+def arriving(pod: Pod, address: str) -> int:
+    """How many datagrams of a burst of SENT come through to a pod's socket."""
+    with opened(pod.path) as there, visiting(there):
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        receiver.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)  # SO_RCVBUFFORCE: room for all
+        receiver.bind((address, 5001))
+        receiver.settimeout(1)
+        for _ in range(SENT):
+            sender.sendto(bytes(DATAGRAM_BYTES), (address, 5001))
+        count = 0
+        with suppress(TimeoutError):
+            while receiver.recv(65536):
+                count += 1
+    return count
 
 
 def test_addresses_past_ipam(node: CniNode) -> None:
