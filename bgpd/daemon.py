@@ -29,7 +29,7 @@ from bgpd.outgoing import Outgoing, Sight
 from bgpd.router import Router
 from bgpd.session_log import SessionLog
 from bgpd.speaker import Speaker
-from bgpd.status import Questions, serve_questions
+from bgpd.status import Questions, bfd_words, serve_questions
 from bgpd.view import prefixes
 from cymric.datastore.api import Datastore
 from cymric.datastore.etcd import open_datastore
@@ -90,6 +90,7 @@ async def run(
     fib = Fib(routes, router.wanted_in_kernel, on_applied=lambda: health.set_ready(KERNEL))
     sessions = SessionLog()
     questions = Questions(router, speaker, fib, sessions, outgoing)
+    questions.bfd = lambda: bfd_words(bfd.sessions())
     drain_status = DrainStatus(store, settings.node_name)
 
     def on_in_sync() -> None:

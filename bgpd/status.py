@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Any
@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from bgpd import tcp_view
+from bgpd.bfd.messages import SessionReport
 from bgpd.bird_rows import rows
 from bgpd.bird_socket import Daemon, Row
 from bgpd.decision import Path, lost_at
@@ -155,7 +156,7 @@ class Questions:
             "node": session.peer_node,
             "state": "up" if is_up else "start",
             "since": 0.0 if seen is None else seen.since_s,
-            "info": "Established" if is_up else (seen.reason if seen else "") or waiting,
+            "info": "Established" if is_up else _why_down(seen) or waiting,
             "received": len(table.paths),
             "accepted": table.accepted,
             "rejected": dict(table.rejections()),
@@ -274,6 +275,23 @@ def _path(path: Path) -> Mapping[str, Any]:
         "as_path": [list(segment.asns) for segment in attributes.as_path],
         "origin": attributes.origin,
         "med": attributes.med,
+    }
+
+
+def _why_down(seen: PeerStatus | None) -> str:
+    if seen is None:
+        return ""
+    if seen.state is SessionState.HELD and seen.retry_in_s is not None:
+        return f"held down for {seen.retry_in_s:.0f} s more: {seen.reason}"
+    return seen.reason
+
+
+def bfd_words(sessions: Iterable[SessionReport]) -> Mapping[str, str]:
+    """How BFD sees each peer that it watches: its state, and what keeps it from seeing."""
+    return {
+        one.peer: one.state.name.lower().replace("_", " ")
+        + (f" ({one.problem})" if one.problem else "")
+        for one in sessions
     }
 
 

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from bgpd import drain
+from bgpd import outgoing as outgoing_module
 from bgpd.drain import GRACEFUL_SHUTDOWN
 from bgpd.listings import ROWS_AT_ONCE
 from bgpd.metrics import measure_once
@@ -24,6 +25,8 @@ from bgpd.speaker import (
     SessionUp,
     SpeakerConnected,
 )
+from cymric.cli.node_drain import drain_node, undrain_node
+from cymric.cli.objects import ObjectError
 from cymric.datastore.api import Delete, Put, Transaction
 from cymric.datastore.syncer import Update
 from cymric.model.keys import ResourceKey
@@ -39,6 +42,7 @@ US_KEY = str(ResourceKey("Node", "us"))
 async def us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     """Node `us` with a block and one mesh peer; a drain gives peers a short time to move."""
     monkeypatch.setattr(drain, "MOVE_S", 0.1)
+    monkeypatch.setattr(outgoing_module, "FOLLOW_EVERY_S", 0.05)
     made = Node(tmp_path)
     await store(made.store, node("us", "198.19.0.2/20"), node("other", f"{OTHER}/20"), pool())
     await store(made.store, block(OWN, "us"), block(THEIRS, "other"))
@@ -120,6 +124,28 @@ async def test_a_node_is_drained_and_comes_back(us: Node) -> None:
         assert not is_marked(us, OWN)
         await eventually(lambda: _is(told_phase(us), ""), 30)
         assert (await stored(us))["spec"]["ofANewerVersion"] == {"kept": True}
+
+
+async def test_the_command_line_drains_a_node(us: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """`drain --for-reboot` ends with "safe to reboot" when peers were told and no pod is left, and
+    `undrain` when the node advertises as ever.
+    """
+    await store(us.store, endpoint("web", "us", "198.19.16.5"))
+    async with us.running():
+        us.up()
+        await eventually(lambda: us.heard(OTHER) == {OWN}, 30)
+        draining = asyncio.create_task(drain_node(us.store, "us", "reboot", 60.0))
+        await eventually(lambda: _is(told_phase(us), "reboot left"), 30)
+        assert is_marked(us, OWN)
+        with pytest.raises(ObjectError, match="not safe to reboot us: 1 workload endpoints"):
+            await drain_node(us.store, "us", "reboot", 0.01)
+        assert not draining.done()
+        await us.store.commit(Transaction((), [_delete_web()]))
+        await draining
+        assert "Safe to reboot us" in capsys.readouterr().out
+        await undrain_node(us.store, "us", 60.0)
+        assert us.heard(OTHER) == {OWN}
+        assert not is_marked(us, OWN)
 
 
 async def test_a_wish_nobody_understands(us: Node) -> None:
