@@ -11,6 +11,7 @@ capability flagged "forwarding" has the R bit (the peer restarts).
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -18,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from bgpd import update_wire
 from bgpd.speaker import (
     Announcement,
     AsPathSegment,
@@ -155,6 +157,8 @@ _SHOWN_CHARACTERS = 500
 
 def parse(line: bytes) -> Line:
     """The value of one line without its newline."""
+    if line.startswith(b"!"):
+        return _whole_update(line)
     if not line.startswith(b"{"):
         if line in (b"done", b"error"):
             return Answer(line == b"done")
@@ -162,6 +166,24 @@ def parse(line: bytes) -> Line:
     try:
         return _parse_object(_decode(line))
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return Malformed(line[:_SHOWN_CHARACTERS].decode(errors="replace"), repr(error))
+
+
+def _whole_update(line: bytes) -> Line:
+    """An UPDATE as it was on the wire: `!r <peer> <hex>` received, `!s <peer> <hex>` written."""
+    try:
+        direction, peer, body = line.split(b" ")
+        said = update_wire.decode(bytes.fromhex(body.decode()))
+        attributes, next_hop = said.attributes, said.next_hop
+        return Update(
+            peer=peer.decode(),
+            sent=direction == b"!s",
+            announced=tuple(
+                Announcement(prefix, next_hop, attributes) for prefix in said.announced
+            ),
+            withdrawn=said.withdrawn,
+        )
+    except (update_wire.NotPlain, ValueError, IndexError, struct.error) as error:
         return Malformed(line[:_SHOWN_CHARACTERS].decode(errors="replace"), repr(error))
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bgpd import exabgp_listening, exabgp_orders
+from bgpd import exabgp_listening, exabgp_orders, exabgp_speed
 from bgpd.speaker_file import read_header
 
 SUPPORTED_VERSION = "5.0.15"
@@ -57,6 +57,7 @@ def apply(report_refusal: Callable[[str], None], configuration: Path) -> None:
     listen_as_configured(Reactor, configuration)
     retry_soon(Delay)
     exabgp_orders.apply(API, Peer)
+    exabgp_speed.apply()
     exabgp_listening.apply(listener)
 
 

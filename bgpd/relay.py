@@ -129,6 +129,9 @@ class Relay:
 
     def on_line(self, line: bytes) -> None:
         """One event, or a line of an answer."""
+        if line.startswith(b"!"):  # an UPDATE as it was on the wire: by far the most lines
+            self.pass_on(line)
+            return
         if line.startswith(b"{"):
             self.remember(line)
             self.pass_on(line)
