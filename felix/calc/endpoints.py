@@ -33,6 +33,7 @@ class LocalEndpoints:
         self._unusable: dict[ResourceKey, Problem] = {}
         self._keys_by_interface: dict[str, set[ResourceKey]] = {}
         self._by_interface: dict[str, Endpoint] = {}
+        self._key_by_interface: dict[str, ResourceKey] = {}
         self._interfaces: list[str] = []
         self._second: dict[str, tuple[Problem, ...]] = {}
         self._profile_uses: Counter[str] = Counter()
@@ -61,6 +62,15 @@ class LocalEndpoints:
         if self._listed is None:
             self._listed = tuple(map(self._by_interface.__getitem__, self._interfaces))
         return self._listed
+
+    @property
+    def keys(self) -> frozenset[ResourceKey]:
+        """The keys of `all`."""
+        return frozenset(self._key_by_interface.values())
+
+    def key_of(self, endpoint: Endpoint) -> ResourceKey:
+        """Under which key one of `all` is stored."""
+        return self._key_by_interface[endpoint.interface]
 
     @property
     def profiles(self) -> frozenset[str]:
@@ -99,8 +109,12 @@ class LocalEndpoints:
     def _settle(self, interface: str) -> None:
         """Find out whose `interface` is."""
         keys = self._keys_by_interface[interface]
-        found = sorted((self._usable[key] for key in keys), key=lambda one: str(one.id))
+        found_keys = sorted(keys, key=lambda key: str(self._usable[key].id))
+        found = [self._usable[key] for key in found_keys]
         first = found[0] if found else None
+        self._key_by_interface.pop(interface, None)
+        if found_keys:
+            self._key_by_interface[interface] = found_keys[0]
         self._second.pop(interface, None)
         if first is not None and len(found) > 1:
             reason = f"{interface} already belongs to {first.id}"

@@ -12,31 +12,15 @@ _ALLOW = (PolicyRule(Verdict.ALLOW),)
 DEFAULT_ALLOW = ProfileRules(DEFAULT_ALLOW_PROFILE, _ALLOW, _ALLOW)
 """Built in: it is never stored."""
 
-
-def missing(name: str) -> ProfileRules:
-    """What a profile means that does not exist: everything is dropped."""
-    return ProfileRules(name, None, None)
+MISSING = Converted((), (), ("missing, so it drops everything",))
 
 
-def rules_of(profile: Profile) -> tuple[ProfileRules, str | None]:
-    """The rules, and why they are not as written (None if they are)."""
-    inbound = convert("ingress", profile.spec.ingress)
-    outbound = convert("egress", profile.spec.egress)
-    troubles = [
-        f"{word} has rules with matches, so {word} drops everything"
-        for word, found in (("ingress", inbound), ("egress", outbound))
-        if _has_match(found)
-    ]
-    return (
-        ProfileRules(
-            profile.metadata.name,
-            None if _has_match(inbound) else inbound.rules,
-            None if _has_match(outbound) else outbound.rules,
-        ),
-        "; ".join(troubles) or None,
-    )
-
-
-def _has_match(found: Converted) -> bool:
-    plain = (PolicyRule(rule.action, rule.ip_version) for rule in found.rules)
-    return bool(found.troubles) or any(a != b for a, b in zip(plain, found.rules, strict=True))
+def rules_of(name: str, stored: Profile | None) -> tuple[ProfileRules, tuple[Converted, ...]]:
+    """The rules of a profile (None: there is none), and how each direction came about."""
+    if name == DEFAULT_ALLOW_PROFILE:
+        return DEFAULT_ALLOW, ()
+    if stored is None:
+        return ProfileRules(name, None, None), (MISSING,)
+    inbound = convert("ingress", stored.spec.ingress)
+    outbound = convert("egress", stored.spec.egress)
+    return ProfileRules(name, inbound.rules, outbound.rules), (inbound, outbound)

@@ -3,8 +3,11 @@
 `on_update` only stores and marks; `desired` works out what is marked and keeps the rest, so the
 order and number of updates never matter, and one more pod does not cost the work of all. An object
 that is None (gone or unreadable) counts as absent; one that makes no sense here is left out and
-named in `problems`. Policies and host endpoints cannot be enforced yet; they are listed, for
-nothing may be weaker than written in silence.
+named in `problems`, as is one that is read in the strictest way because it is damaged.
+
+    updates, hints ─▶ endpoints (this node's) ─┐
+            │                                  ├▶ graph (policy) ─▶ Desired
+            └▶ cluster, host endpoints ────────┘
 
 Endpoints may be hinted at before the datastore tells of them (`hint`). A hint stands only where
 nothing is stored, and ends as soon as the datastore says anything about its key.
@@ -16,12 +19,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from cymric.model.endpoints import WorkloadEndpoint
+from cymric.model.endpoints import HostEndpoint, WorkloadEndpoint
 from cymric.model.keys import Key, ResourceKey
-from cymric.model.net import Network, host_network, parse_interface, parse_network
-from cymric.model.policy import Profile
 from cymric.model.resources import (
-    DEFAULT_ALLOW_PROFILE,
     BGPConfiguration,
     ClusterInformation,
     FelixConfiguration,
@@ -29,30 +29,28 @@ from cymric.model.resources import (
     Node,
 )
 from cymric.model.strictest import Damaged
-from felix.calc import profiles
-from felix.calc.config import FelixConfig, Source, from_environment, from_object, settle
+from felix.calc import cluster, graph, host_endpoints
+from felix.calc.config import FelixConfig, Source, from_environment
 from felix.calc.endpoints import LocalEndpoints
-from felix.calc.values import Desired, Problem, ProfileRules
+from felix.calc.host_endpoints import AddressesByInterface, Owners
+from felix.calc.policies import WILDCARD_INTERFACE
+from felix.calc.policies import HostEndpoint as ResolvedHostEndpoint
+from felix.calc.values import Desired, Endpoint, Problem
 
-KINDS = (
+_CLUSTER_KINDS = (
     "BGPConfiguration",
     "ClusterInformation",
     "FelixConfiguration",
-    "GlobalNetworkPolicy",
-    "HostEndpoint",
     "IPPool",
-    "NetworkPolicy",
     "Node",
-    "Profile",
-    "WorkloadEndpoint",
 )
+KINDS = tuple(sorted({*_CLUSTER_KINDS, *graph.KINDS}))
 """What felix reads from the datastore."""
 
-UNENFORCED_KINDS = frozenset({"GlobalNetworkPolicy", "HostEndpoint", "NetworkPolicy"})
-_ENDPOINT = "WorkloadEndpoint"
+_ENDPOINT, _HOST_ENDPOINT = "WorkloadEndpoint", "HostEndpoint"
+_INTERFACES, _OTHERS = "interfaces", "endpoints of other nodes"
 
 T = TypeVar("T")
-_Profiles = Mapping[str, ProfileRules]
 
 
 class HintRefused(ValueError):
@@ -71,28 +69,33 @@ class Calculation:
         self._objects: dict[str, dict[ResourceKey, object]] = {kind: {} for kind in KINDS}
         self._others: set[ResourceKey] = set()
         self._hints: dict[ResourceKey, WorkloadEndpoint] = {}
+        self._damaged: dict[ResourceKey, Problem] = {}
+        self._interfaces: AddressesByInterface = {}
         self._endpoints = LocalEndpoints()
+        self._graph = graph.PolicyGraph()
+        self._host_owners: Owners = {}
         self._config = FelixConfig()
-        self._config_problems: tuple[Problem, ...] = ()
-        self._profiles: _Profiles = {}
-        self._profile_problems: tuple[Problem, ...] = ()
-        self._profile_names: frozenset[str] = frozenset()
-        self._dirty = set(KINDS)
+        self._problems: dict[str, tuple[Problem, ...]] = {}
+        self._with_tiers: dict[str, tuple[Endpoint, Endpoint]] = {}
+        self._dirty = {*KINDS, _INTERFACES}
         self._desired = Desired()
 
     def on_update(self, key: Key, value: object | None) -> None:
         """Store one object, or forget it (None)."""
         if not isinstance(key, ResourceKey) or key.kind not in self._objects:
             return
-        objects = self._objects[key.kind]
-        if isinstance(value, Damaged):
-            value = value.stand_in
+        value = self._undamaged(key, value)
+        if key.kind in graph.KINDS:
+            self._graph.put(key, value)
         if isinstance(value, WorkloadEndpoint) and value.spec.node != self.node_name:
-            # Endpoints of other nodes are counted only; a large cluster has very many.
+            # Of endpoints of other nodes only what IP sets need is kept, by the graph.
             self._others.add(key)
+            self._dirty.add(_OTHERS)
             value = None
-        else:
+        elif key in self._others:
             self._others.discard(key)
+            self._dirty.add(_OTHERS)
+        objects = self._objects[key.kind]
         was_hinted = self._hints.pop(key, None) is not None
         before = objects.get(key)
         if value is None:
@@ -104,6 +107,12 @@ class Calculation:
             if key.kind == _ENDPOINT:
                 self._endpoints.put(key, value if isinstance(value, WorkloadEndpoint) else None)
 
+    def on_host_interfaces(self, addresses_by_interface: AddressesByInterface) -> None:
+        """The host's interfaces and what addresses they have, all of them."""
+        if addresses_by_interface != self._interfaces:
+            self._interfaces = dict(addresses_by_interface)
+            self._dirty.add(_INTERFACES)
+
     def hint(self, key: ResourceKey, value: WorkloadEndpoint) -> bool:
         """Take an endpoint as if it were stored; False if it is. Raises HintRefused."""
         if value.spec.node != self.node_name:
@@ -114,17 +123,20 @@ class Calculation:
         if stored is not None or key in self._others:
             raise HintRefused("another value is stored")
         self._hints[key] = value
-        self._endpoints.put(key, value)
-        self._dirty.add(_ENDPOINT)
+        self._put_hint(key, value)
         return True
 
     def end_hint(self, key: ResourceKey) -> bool:
         """Forget a hint; False if the datastore has spoken since, or there was none."""
         if self._hints.pop(key, None) is None:
             return False
-        self._endpoints.put(key, None)
-        self._dirty.add(_ENDPOINT)
+        self._put_hint(key, None)
         return True
+
+    def _put_hint(self, key: ResourceKey, value: WorkloadEndpoint | None) -> None:
+        self._endpoints.put(key, value)
+        self._graph.put(key, value)
+        self._dirty.add(_ENDPOINT)
 
     def has_endpoint(self, key: ResourceKey) -> bool:
         """Whether an endpoint of this node is stored or hinted at under `key`."""
@@ -135,46 +147,60 @@ class Calculation:
         """How many hints stand."""
         return len(self._hints)
 
+    @property
+    def evaluations(self) -> int:
+        """How many selectors were tried so far."""
+        return self._graph.evaluations
+
     def desired(self) -> Desired:
         """The whole picture; the same object again while nothing has changed."""
         if self._dirty:
-            self._work_out(self._dirty)
-            self._dirty = set()
+            dirty, self._dirty = self._dirty, set()
+            self._work_out(dirty)
         return self._desired
+
+    def _undamaged(self, key: ResourceKey, value: object | None) -> object | None:
+        before = self._damaged.pop(key, None)
+        if isinstance(value, Damaged):
+            place = f"{key.namespace}/{key.name}" if key.namespace else key.name
+            reason = f"cannot be read, so the strictest reading counts: {value.reason}"
+            self._damaged[key] = Problem(f"{key.kind} {place}", reason)
+            value = value.stand_in
+        if before != self._damaged.get(key):
+            self._problems.pop("damaged", None)
+            self._dirty.add(key.kind)
+        return value
 
     def _work_out(self, dirty: set[str]) -> None:
         before = self._desired
+        changes: dict[str, object] = {}
         if "FelixConfiguration" in dirty:
-            self._work_out_config()
-            dirty |= {"Node"}  # its external nodes
-        config = self._config
-        self._endpoints.configure(config)
-        endpoints = self._endpoints.all
-        names = self._endpoints.profiles
-        if "Profile" in dirty or names != self._profile_names:
-            self._work_out_profiles(names)
-        changes: dict[str, object] = {
-            "config": config,
-            "endpoints": endpoints,
-            "profiles": self._profiles,
-            "problems": tuple(
-                sorted((*self._config_problems, *self._endpoints.problems, *self._profile_problems))
-            ),
-            "count_by_kind": self._counts(),
-        }
-        if "ClusterInformation" in dirty:
-            changes["is_ready"] = self._is_ready()
-        if "IPPool" in dirty:
-            changes |= self._pools()
-        if "Node" in dirty:
-            changes["hosts"] = frozenset(self._hosts(config))
-        if "BGPConfiguration" in dirty:
-            changes["service_cidrs"] = self._service_cidrs()
-        if dirty & UNENFORCED_KINDS:
-            changes["unenforced"] = tuple(
-                sorted(str(key) for kind in UNENFORCED_KINDS for key in self._objects[kind])
+            found = self._of("FelixConfiguration", FelixConfiguration)
+            self._config, self._problems["config"] = cluster.parameters(
+                self.node_name, self._environment, found, has_ipv6=self._has_ipv6
             )
-        self._desired = replace(before, **changes)  # type: ignore[arg-type]
+            changes["config"] = self._config
+            dirty |= {"Node", _INTERFACES}  # external nodes; what a workload's interface is
+        if dirty & {_HOST_ENDPOINT, _INTERFACES}:
+            self._assign_interfaces()
+        self._endpoints.configure(self._config)
+        self._graph.flush(
+            self._endpoints.keys | set(map(host_endpoints.key_of, self._host_owners.values())),
+            self._endpoints.profiles.union(*(map(graph.host_profiles, self._host_owners.values()))),
+        )
+        changes["endpoints"] = self._endpoints_with_tiers()
+        changes["host_endpoints"] = self._resolved_hosts()
+        changes["profiles"] = self._graph.profiles
+        changes["policies"] = self._graph.policies
+        changes["ip_sets"] = self._graph.ip_sets
+        changes["problems"] = self._all_problems()
+        if dirty & {*_CLUSTER_KINDS}:
+            changes |= self._cluster(dirty)
+        if dirty != {_OTHERS}:  # which alone are no reason to tell anyone downstream
+            changes["count_by_kind"] = self._counts()
+        if any(getattr(before, name) != value for name, value in changes.items()):
+            changes["count_by_kind"] = self._counts()
+            self._desired = replace(before, **changes)  # type: ignore[arg-type]
 
     def _of(self, kind: str, type_: type[T]) -> Iterable[T]:
         objects = self._objects[kind]
@@ -188,79 +214,69 @@ class Calculation:
         counts[_ENDPOINT] += len(self._others)
         return counts
 
-    def _work_out_config(self) -> None:
-        sources = [self._environment]
-        problems = []
-        found = {
-            item.metadata.name: item for item in self._of("FelixConfiguration", FelixConfiguration)
-        }
-        for name in (f"node.{self.node_name}", "default"):
-            if item := found.pop(name, None):
-                sources.append(from_object(name, item.spec, item.annotations))
-        for name in found:
-            if not name.startswith("node."):
-                reason = "scoped by selector: ignored"
-                problems.append(Problem(f"FelixConfiguration {name}", reason))
-        config, rejected = settle(sources)
-        problems.extend(Problem(subject, reason) for subject, reason in rejected)
-        if not self._has_ipv6:
-            config = replace(config, ipv6_support=False)
-        self._config, self._config_problems = config, tuple(problems)
+    def _cluster(self, dirty: set[str]) -> dict[str, object]:
+        changes: dict[str, object] = {}
+        if "ClusterInformation" in dirty:
+            found = self._of("ClusterInformation", ClusterInformation)
+            changes["is_ready"] = cluster.is_ready(found)
+        if "IPPool" in dirty:
+            pools, masquerade_pools = cluster.pools(self._of("IPPool", IPPool))
+            changes |= {"pools": pools, "masquerade_pools": masquerade_pools}
+        if "Node" in dirty:
+            changes["hosts"] = frozenset(cluster.hosts(self._of("Node", Node), self._config))
+        if "BGPConfiguration" in dirty:
+            key = ResourceKey("BGPConfiguration", "default")
+            stored = self._objects["BGPConfiguration"].get(key)
+            default = stored if isinstance(stored, BGPConfiguration) else None
+            changes["service_cidrs"] = cluster.service_cidrs(default)
+        return changes
 
-    def _is_ready(self) -> bool:
-        return all(
-            info.spec.datastoreReady is not False
-            for info in self._of("ClusterInformation", ClusterInformation)
+    def _assign_interfaces(self) -> None:
+        local = (
+            one for one in self._of(_HOST_ENDPOINT, HostEndpoint) if one.spec.node == self.node_name
+        )
+        self._host_owners, self._problems["hosts"] = host_endpoints.assign(
+            local, self._interfaces, self._config.is_workload_interface
         )
 
-    def _work_out_profiles(self, names: frozenset[str]) -> None:
-        found: dict[str, ProfileRules] = {}
-        problems = []
-        for name in sorted(names):
-            stored = self._objects["Profile"].get(ResourceKey("Profile", name))
-            if name == DEFAULT_ALLOW_PROFILE:
-                rules, trouble = profiles.DEFAULT_ALLOW, None
-            elif isinstance(stored, Profile):
-                rules, trouble = profiles.rules_of(stored)
-            else:
-                rules, trouble = profiles.missing(name), "missing, so it drops everything"
-            found[name] = rules
-            if trouble:
-                problems.append(Problem(f"Profile {name}", trouble))
-        self._profiles, self._profile_names = found, names
-        self._profile_problems = tuple(problems)
+    def _endpoints_with_tiers(self) -> tuple[Endpoint, ...]:
+        """The endpoints with their policies; what did not change stays the same object."""
+        before, self._with_tiers = self._with_tiers, {}
+        found = []
+        is_same = True
+        for bare in self._endpoints.all:
+            tiers = self._graph.tiers_of(self._endpoints.key_of(bare)).normal
+            made = before.get(bare.interface)
+            if made is None or made[0] is not bare or made[1].tiers is not tiers:
+                made = (bare, replace(bare, tiers=tiers) if tiers else bare)
+                is_same = False
+            self._with_tiers[bare.interface] = made
+            found.append(made[1])
+        if is_same and len(found) == len(self._desired.endpoints):
+            return self._desired.endpoints
+        return tuple(found)
 
-    def _pools(self) -> dict[str, frozenset[Network]]:
-        pools = tuple(self._of("IPPool", IPPool))
-        return {
-            "pools": frozenset(
-                pool.spec.network
-                for pool in pools
-                if tuple(pool.spec.allowed_uses) != ("LoadBalancer",)
-            ),
-            "masquerade_pools": frozenset(
-                pool.spec.network for pool in pools if pool.spec.nat_outgoing
-            ),
-        }
+    def _resolved_hosts(self) -> tuple[ResolvedHostEndpoint, ...]:
+        before = {one.interface: one for one in self._desired.host_endpoints}
+        found = []
+        for interface in sorted(self._host_owners):
+            owner = self._host_owners[interface]
+            tiers = self._graph.tiers_of(host_endpoints.key_of(owner))
+            made = ResolvedHostEndpoint(
+                id=owner.metadata.name,
+                interface=interface,
+                profiles=graph.host_profiles(owner),
+                tiers=tiers.normal,
+                forward_tiers=tiers.forward,
+                untracked_tiers=() if interface == WILDCARD_INTERFACE else tiers.untracked,
+                pre_dnat_tiers=tiers.pre_dnat,
+            )
+            known = before.get(interface)
+            found.append(known if known is not None and known == made else made)
+        return tuple(found)
 
-    def _hosts(self, config: FelixConfig) -> Iterable[Network]:
-        yield from map(parse_network, config.external_nodes)
-        for node in self._of("Node", Node):
-            if bgp := node.spec.bgp:
-                for text in (bgp.ipv4_address, bgp.ipv6_address):
-                    if text:
-                        yield host_network(parse_interface(text).ip)
-
-    def _service_cidrs(self) -> tuple[Network, ...]:
-        key = ResourceKey("BGPConfiguration", "default")
-        stored = self._objects["BGPConfiguration"].get(key)
-        if not isinstance(stored, BGPConfiguration):
-            return ()
-        spec = stored.spec
-        groups = (
-            spec.service_cluster_ips,
-            spec.service_external_ips,
-            spec.service_load_balancer_ips,
-        )
-        texts = sorted({item.cidr for group in groups for item in group})
-        return tuple(map(parse_network, texts))
+    def _all_problems(self) -> tuple[Problem, ...]:
+        found = self._problems
+        found.setdefault("damaged", tuple(self._damaged.values()))
+        found["endpoints"], found["policy"] = self._endpoints.problems, self._graph.problems
+        return tuple(sorted(problem for group in found.values() for problem in group))

@@ -160,25 +160,6 @@ def test_profile_rules_without_matches_are_verdicts() -> None:
     assert desired.problems == ()
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        {"action": "Allow", "protocol": "TCP"},
-        {"action": "Allow", "protocol": 6},
-        {"action": "Deny", "source": {"nets": ["192.0.2.0/24"]}},
-        {"action": "Deny", "destination": {"selector": "a == 'b'"}},
-        {"action": "Deny", "notProtocol": "UDP"},
-        {"action": "Deny", "http": {"methods": ["GET"]}},
-    ],
-)
-def test_a_rule_we_cannot_render_closes_its_direction(rule: dict[str, Any]) -> None:
-    """And only that; the profile is named."""
-    rules, desired = profile([{"action": "Allow"}, rule], [{"action": "Allow"}])
-    assert rules.inbound is None
-    assert rules.outbound == (PolicyRule(Verdict.ALLOW),)
-    assert desired.problems[0].subject == "Profile kns.x"
-
-
 def test_missing_profile_drops_and_default_allow_is_built_in() -> None:
     """A profile that does not exist allows nothing."""
     desired = calculate(
@@ -191,18 +172,6 @@ def test_missing_profile_drops_and_default_allow_is_built_in() -> None:
     assert desired.profiles["kns.none"].inbound is None
     assert desired.profiles["projectcalico-default-allow"].outbound == (PolicyRule(Verdict.ALLOW),)
     assert [problem.subject for problem in desired.problems] == ["Profile kns.none"]
-
-
-def test_policies_and_host_endpoints_are_listed_as_unenforced() -> None:
-    """Nothing may be weaker than written in silence."""
-    desired = calculate(
-        {
-            "NetworkPolicy default/one": {"types": ["Ingress"]},
-            "GlobalNetworkPolicy two": {},
-            "HostEndpoint three": {"node": NODE, "interfaceName": "eth0"},
-        }
-    )
-    assert [name.rsplit("/", 2)[-1] for name in desired.unenforced] == ["two", "three", "one"]
 
 
 @pytest.mark.parametrize(("ready", "expected"), [(True, True), (False, False), (None, True)])
