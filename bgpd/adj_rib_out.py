@@ -23,13 +23,14 @@ communities); RFC 4360 §6 (extended communities that do not leave an AS).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from bgpd.decision import Choice, Path
 from bgpd.exports import LOCAL_PREF, Local
 from bgpd.filters import NO_RULES, Candidate, Changes, Rules, prepended
 from bgpd.reflection import may_reflect, reflected
+from bgpd.rib import Settled
 from bgpd.speaker import Announcement, PathAttributes, SegmentKind
 from cymric.model.net import Network, parse_network
 from cymric.model.peering import NextHopMode, Session
@@ -71,47 +72,76 @@ class ExportPolicy:
     local_pref: int = LOCAL_PREF
 
 
-def adj_rib_out(
-    policy: ExportPolicy, local: Mapping[Network, Local], loc_rib: Mapping[Network, Choice]
-) -> dict[str, Announcement]:
-    """Everything the peer is to hear, by prefix. A route of our own goes before a learned one."""
-    exporter = Exporter(policy)
-    wanted: dict[str, Announcement] = {}
-    for prefix in (*local, *loc_rib):
-        announcement = exporter.announcement(prefix, local.get(prefix), loc_rib.get(prefix))
-        if announcement is not None:
-            wanted[announcement.prefix] = announcement
-    return wanted
-
-
 class Exporter:
-    """Asks the policy of one session, prefix by prefix, and remembers what it said of paths."""
+    """Asks the policy of one session, and remembers what it said of paths and which it passed on.
+
+    `whole` works everything out; `changes` follows from there.
+    """
 
     def __init__(self, policy: ExportPolicy) -> None:
         self._policy = policy
         self._session = policy.session
         self._said: dict[int, tuple[Path, PathAttributes | None]] = {}
+        self._passing_on: set[Network] = set()
+
+    def whole(
+        self, local: Mapping[Network, Local], loc_rib: Mapping[Network, Choice]
+    ) -> dict[str, Announcement]:
+        """All the peer is to hear, by prefix. A route of our own goes before a learned one."""
+        self._said.clear()
+        wanted: dict[str, Announcement] = {}
+        for prefix, own in local.items():
+            announcement = self.announcement(prefix, own, loc_rib.get(prefix))
+            if announcement is not None:
+                wanted[announcement.prefix] = announcement
+        self._passing_on.clear()
+        for prefix, choice in loc_rib.items():
+            if prefix in local or not self.is_passed_on(choice.path):
+                continue
+            announcement = self.announcement(prefix, None, choice)
+            if announcement is not None:
+                wanted[announcement.prefix] = announcement
+                self._passing_on.add(prefix)
+        return wanted
 
     def changes(
         self,
-        prefixes: Iterable[Network],
+        settled: Settled,
         local: Mapping[Network, Local],
         loc_rib: Mapping[Network, Choice],
         told: Mapping[str, Announcement],
     ) -> dict[str, Announcement | None]:
-        """What the peer should be told of these prefixes, as far as it differs; None: withdrawn."""
+        """What the peer should be told after these choices, as far as it differs; None: withdrawn.
+
+        Most paths go to no other peer at all; then nothing is asked prefix by prefix.
+        """
         self._said.clear()  # paths that are gone should not be kept
         news: dict[str, Announcement | None] = {}
-        for prefix in prefixes:
-            if prefix.version != self._session.version:
-                continue
-            announcement = self.announcement(prefix, local.get(prefix), loc_rib.get(prefix))
-            if announcement is not None:
-                if told.get(announcement.prefix) != announcement:
-                    news[announcement.prefix] = announcement
-            elif told and (text := str(prefix)) in told:
-                news[text] = None
+        for choice, prefixes in settled.groups:
+            if choice is not None and self.is_passed_on(choice.path):
+                asked: Collection[Network] = prefixes
+            else:
+                asked = [*(self._passing_on & prefixes), *(local.keys() & prefixes)]
+            for prefix in asked:
+                announcement = self.announcement(prefix, local.get(prefix), loc_rib.get(prefix))
+                text = str(prefix)
+                if announcement is None:
+                    self._passing_on.discard(prefix)
+                    if text in told:
+                        news[text] = None
+                    continue
+                if prefix not in local:
+                    self._passing_on.add(prefix)
+                if told.get(text) != announcement:
+                    news[text] = announcement
         return news
+
+    def is_passed_on(self, path: Path) -> bool:
+        """Whether the peer may hear of the path, whatever its prefix."""
+        known = self._said.get(id(path))
+        if known is None:
+            known = self._said[id(path)] = path, self._passed_on(path)
+        return known[1] is not None
 
     def announcement(
         self, prefix: Network, local: Local | None, choice: Choice | None
@@ -148,12 +178,10 @@ class Exporter:
         return self._finished(prefix, attributes, policy.local_pref, None)
 
     def _learned(self, prefix: Network, path: Path) -> Announcement | None:
-        known = self._said.get(id(path))
-        if known is None:
-            known = self._said[id(path)] = path, self._passed_on(path)
-        attributes = known[1]
-        if attributes is None:
+        if not self.is_passed_on(path):
             return None
+        attributes = self._said[id(path)][1]
+        assert attributes is not None
         policy = self._policy
         if policy.rules:
             verdict = policy.rules.judge(

@@ -95,13 +95,13 @@ def _through(gateways: tuple[Address, ...], metric: int) -> Route:
 class Wanted:
     """One whole picture for the kernel, and whether what an earlier process left stays as well.
 
-    `routes` may change later: it is read at once. `changed` names the prefixes that may differ from
-    the picture before; None: any.
+    `routes` may change later: it is read at once. `changes` is what differs from the picture
+    before, with None for what is gone; None altogether: anything may.
     """
 
     routes: Mapping[Network, Route] = field(default_factory=dict)
     keep_inherited: bool = True
-    changed: frozenset[Network] | None = None
+    changes: Mapping[Network, Route | None] | None = None
 
 
 class Fib:
@@ -163,24 +163,23 @@ class Fib:
         if self._inherited is None:
             self._inherited = dict(await self._routes.list())
             log.info("kernel routes of an earlier process read", count=len(self._inherited))
-        is_whole = wanted.changed is None or not self._is_certain or bool(self.refused)
+        is_whole = wanted.changes is None or not self._is_certain or bool(self.refused)
         if self._inherited and not wanted.keep_inherited:
             self._inherited.clear()
             is_whole = True
         # Until all is written, only a look at everything can tell what is not.
         self._is_certain = False
-        if is_whole or wanted.changed is None:
+        if is_whole or wanted.changes is None:
             for prefix in wanted.routes.keys() & self._inherited.keys():
                 del self._inherited[prefix]
             routes = {**self._inherited, **wanted.routes}
             size = len(routes)
             applied = await self._routes.apply(routes)
         else:
-            for prefix in wanted.changed & self._inherited.keys():
+            for prefix in self._inherited.keys() & wanted.changes.keys():
                 del self._inherited[prefix]
-            changes = {prefix: wanted.routes.get(prefix) for prefix in wanted.changed}
             size = len(wanted.routes) + len(self._inherited)
-            applied = await self._routes.change(changes)
+            applied = await self._routes.change(wanted.changes)
         self._is_certain = True
         self._note(applied, size)
 

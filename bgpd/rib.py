@@ -6,7 +6,8 @@ Receiving only notes: a path is stored and its prefixes marked dirty. `settle` t
 decides every dirty prefix anew from what is known now, so the order of arrival leaves no trace.
 
 All prefixes of one UPDATE share one `Path` object. What follows from the path alone (policy's
-opinion of it, the choice where it is the only one) is worked out once per `settle` and object.
+opinion of it, the choice where it is the only one) is worked out once per `settle` and object, and
+prefixes that are new and have no other path are settled as a group, by operations on whole sets.
 
 Invariants
 - Rejected paths stay in Adj-RIB-In with their reason: a change of policy needs no route refresh.
@@ -60,6 +61,21 @@ class Policy(Protocol):
         """The path as it takes part in the decision, or why it does not."""
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a `settle` changed: prefixes by their new choice; None: no path is left."""
+
+    groups: tuple[tuple[Choice | None, frozenset[Network] | set[Network]], ...] = ()
+
+    @property
+    def prefixes(self) -> frozenset[Network]:
+        """All of them."""
+        return frozenset().union(*(prefixes for _, prefixes in self.groups))
+
+    def __bool__(self) -> bool:
+        return bool(self.groups)
+
+
 @dataclass(slots=True)
 class AdjRibIn:
     """Everything one peer has announced and not withdrawn."""
@@ -94,12 +110,13 @@ class Rib:
         self.max_prefixes = max_prefixes
         self.max_prefixes_by_peer: Mapping[str, int] = {}
         self._dirty: set[Network] = set()
+        self._new: list[tuple[AdjRibIn, Path, set[Network]]] = []
         self._policy: Policy | None = None
 
     @property
     def is_dirty(self) -> bool:
         """Whether there is something to settle."""
-        return bool(self._dirty)
+        return bool(self._dirty or self._new)
 
     def limit(self, peer: str) -> int:
         """How many prefixes the peer may announce."""
@@ -138,13 +155,13 @@ class Rib:
     ) -> Sequence[Network]:
         """Store what the peer had not announced before, all at once; returns the rest."""
         group = dict.fromkeys(prefixes, path)
-        fresh = set(group)
-        fresh.difference_update(table.paths)
+        # Not difference_update, which walks the whole table.
+        fresh = set(group).difference(table.paths)
         if len(fresh) != len(group) or len(table.paths) + len(group) > self.limit(peer):
             return prefixes
         # From dictionary to dictionary and set, kept hashes go along: no call per prefix.
         table.paths.update(group)
-        self._dirty |= fresh
+        self._new.append((table, path, fresh))
         return ()
 
     def mark_stale(self, peer: str) -> None:
@@ -200,12 +217,13 @@ class Rib:
                         and int(prefix.network_address) >> bits == number
                     )
 
-    def settle(self, policy: Policy, *, max_paths: int = 1) -> frozenset[Network]:
+    def settle(self, policy: Policy, *, max_paths: int = 1) -> Settled:
         """Judge and decide all dirty prefixes; the prefixes whose choice changed."""
         self._policy = policy
-        dirty, self._dirty = self._dirty, set()
-        changed = set()
         opinions: dict[int, Any] = {}  # by path object: all of them are held in tables meanwhile
+        groups = self._settle_new(policy, opinions)
+        dirty, self._dirty = self._dirty, set()
+        changed: dict[int, tuple[Choice | None, set[Network]]] = {}
         only: dict[int, Choice] = {}  # a choice holds its path
         tables = tuple(self.adj_ribs_in.values())
         loc_rib = self.loc_rib
@@ -229,22 +247,62 @@ class Rib:
                     if table.rejected:
                         table.rejected.pop(prefix, None)
                     candidates.append(verdict)
-            before = loc_rib.get(prefix)
-            if not candidates:
-                if before is not None:
-                    del loc_rib[prefix]
-                    changed.add(prefix)
-                continue
+            before, after = loc_rib.get(prefix), None
             if len(candidates) > 1:
                 after = best(candidates, max_paths=max_paths)
-            elif (known := only.get(id(candidates[0]))) is not None:
-                after = known
+            elif candidates:
+                after = only.get(id(candidates[0]))
+                if after is None:
+                    after = only[id(candidates[0])] = Choice(candidates[0], ONLY_PATH)
+            if after is None:
+                if before is None:
+                    continue
+                del loc_rib[prefix]
             else:
-                after = only[id(candidates[0])] = Choice(candidates[0], ONLY_PATH)
-            loc_rib[prefix] = after
-            if before is None or before.path != after.path or before.used != after.used:
-                changed.add(prefix)
-        return frozenset(changed)
+                loc_rib[prefix] = after
+                if before is not None and before.path == after.path and before.used == after.used:
+                    continue
+            changed.setdefault(id(after), (after, set()))[1].add(prefix)
+        return Settled((*groups, *changed.values()))
+
+    def _settle_new(
+        self, policy: Policy, opinions: dict[int, Any]
+    ) -> list[tuple[Choice | None, set[Network]]]:
+        """Prefixes that came together and that nobody else has; the others become dirty."""
+        groups: list[tuple[Choice | None, set[Network]]] = []
+        new, self._new = self._new, []
+        for table, path, prefixes in new:
+            alone = prefixes.difference(self._dirty).difference(self.loc_rib)
+            for other in self.adj_ribs_in.values():
+                if other is not table:
+                    alone = alone.difference(other.paths)
+            if len(alone) != len(prefixes):
+                self._dirty |= prefixes - alone
+            opinion = opinions[id(path)] = policy.opinion(path)
+            if isinstance(opinion, Rejection):
+                table.rejected.update(dict.fromkeys(alone, opinion))
+                continue
+            judged: dict[int, tuple[Choice | None, set[Network]]] = {}
+            for prefix in alone:
+                verdict = policy.judge_prefix(prefix, path, opinion)
+                if verdict is path:
+                    continue
+                if isinstance(verdict, Rejection):
+                    table.rejected[prefix] = verdict
+                    judged.setdefault(0, (None, set()))[1].add(prefix)
+                else:
+                    choice = Choice(verdict, ONLY_PATH)
+                    judged.setdefault(id(verdict), (choice, set()))[1].add(prefix)
+            for choice_or_none, some in judged.values():
+                alone -= some
+                if choice_or_none is not None:
+                    self.loc_rib.update(dict.fromkeys(some, choice_or_none))
+                    groups.append((choice_or_none, some))
+            if alone:
+                choice = Choice(path, ONLY_PATH)
+                self.loc_rib.update(dict.fromkeys(alone, choice))
+                groups.append((choice, alone))
+        return groups
 
     def candidates(self, prefix: Network) -> Sequence[tuple[Path, Rejection | None, bool]]:
         """Every path to the prefix, why it was rejected (if so), and whether it is stale.

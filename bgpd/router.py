@@ -29,8 +29,8 @@ from typing import assert_never
 
 import structlog
 
-from bgpd.adj_rib_out import Exporter, ExportPolicy, adj_rib_out
-from bgpd.decision import DEFAULT_MAX_PATHS, Choice, Path, Peer
+from bgpd.adj_rib_out import Exporter, ExportPolicy
+from bgpd.decision import DEFAULT_MAX_PATHS, Path, Peer
 from bgpd.exports import (
     ROUTE_PRIORITY,
     Local,
@@ -42,7 +42,7 @@ from bgpd.exports import (
 from bgpd.fib import Wanted, desired_routes, kernel_route
 from bgpd.graceful_restart import Action, Actions, Restarts
 from bgpd.imports import ImportPolicy
-from bgpd.rib import Rib
+from bgpd.rib import Rib, Settled
 from bgpd.speaker import (
     Announcement,
     EndOfRIB,
@@ -120,7 +120,7 @@ class Router:
         self._priorities = (ROUTE_PRIORITY, ROUTE_PRIORITY)
         self._max_paths = DEFAULT_MAX_PATHS
         self._kernel: dict[Network, Route] = {}
-        self._kernel_changes: set[Network] | None = None
+        self._kernel_changes: dict[Network, Route | None] | None = None
         self._warned: set[str] = set()
 
     # --- noticing ---------------------------------------------------------------------------
@@ -289,9 +289,9 @@ class Router:
             self._do(peer, actions)
         self._watch_limits()
         if self._policy is not None and self.rib.is_dirty:
-            changed = self.rib.settle(self._policy, max_paths=self._max_paths)
-            if changed:
-                self._follow_loc_rib(changed)
+            settled = self.rib.settle(self._policy, max_paths=self._max_paths)
+            if settled:
+                self._follow_loc_rib(settled)
                 is_changed = True
         is_over = self.restarts.is_over(now_s)
         if is_over and not self._was_over:
@@ -303,15 +303,15 @@ class Router:
     def wanted_in_kernel(self) -> Wanted | None:
         """What `Fib` should make true; None as long as too little is known.
 
-        `changed` names what changed since the last call.
+        `changes` is what changed since the last call.
         """
         if self._policy is None:
             return None
-        changed, self._kernel_changes = self._kernel_changes, set()
+        changes, self._kernel_changes = self._kernel_changes, {}
         return Wanted(
             routes=self._kernel,
             keep_inherited=not self.restarts.is_over(self._clock()),
-            changed=None if changed is None else frozenset(changed),
+            changes=changes,
         )
 
     def _watch_limits(self) -> None:
@@ -372,26 +372,32 @@ class Router:
         self._follow_exports(local_routes(inputs))
         return is_kernel_dirty
 
-    def _follow_loc_rib(self, changed: frozenset[Network]) -> None:
+    def _follow_loc_rib(self, settled: Settled) -> None:
         """Kernel and peers, for the prefixes whose choice changed."""
-        loc_rib, kernel, kept_out = self.rib.loc_rib, self._kernel, self._kept_out
-        last: Choice | None = None
-        for prefix in changed:
-            choice = loc_rib.get(prefix)
-            if prefix in self.aggregates or (kept_out.networks and kept_out.covers(prefix)):
-                continue
+        installed: dict[Network, Route] = {}
+        gone: dict[Network, None] = {}
+        for choice, prefixes in settled.groups:
             if choice is None:
-                kernel.pop(prefix, None)
-                continue
-            if choice is not last:  # mostly it is, and working out a route is slow
-                last = choice
-                route = kernel_route(choice, self._priorities[prefix.version == 6])
-            kernel[prefix] = route
+                gone.update(dict.fromkeys(prefixes))
+            else:
+                version = next(iter(prefixes)).version  # one next hop, so one family
+                route = kernel_route(choice, self._priorities[version == 6])
+                installed.update(dict.fromkeys(prefixes, route))
+        for prefix in self.aggregates:
+            installed.pop(prefix, None)
+            gone.pop(prefix, None)
+        if self._kept_out.networks:
+            for prefix in [p for p in installed if self._kept_out.covers(p)]:
+                del installed[prefix]
+        for prefix in gone:
+            self._kernel.pop(prefix, None)
+        self._kernel.update(installed)
         if self._kernel_changes is not None:
-            self._kernel_changes |= changed
+            self._kernel_changes.update(installed)
+            self._kernel_changes.update(gone)
         for peer, exporter in self._exporters.items():
             told = self._told[peer]
-            news = exporter.changes(changed, self._local, loc_rib, told)
+            news = exporter.changes(settled, self._local, self.rib.loc_rib, told)
             if news:
                 routes = {**told, **news}
                 self._tell_peer(peer, {p: one for p, one in routes.items() if one is not None})
@@ -409,8 +415,8 @@ class Router:
         self._local = local
         for peer, policy in policies.items():
             if is_local_changed or policy != self._export_policies.get(peer):
-                self._exporters[peer] = Exporter(policy)
-                self._tell_peer(peer, adj_rib_out(policy, local, self.rib.loc_rib))
+                exporter = self._exporters[peer] = Exporter(policy)
+                self._tell_peer(peer, exporter.whole(local, self.rib.loc_rib))
         self._export_policies = policies
 
     def _tell_peer(self, peer: str, routes: Mapping[str, Announcement]) -> None:

@@ -72,17 +72,21 @@ class _Actual:
         else:
             self.worse.setdefault(prefix, {})[route.metric] = route
 
+    def add_all(self, routes: Mapping[Network, Route]) -> None:
+        """Routes that are there."""
+        if not self.worse and len(set(routes).difference(self.best)) == len(routes):
+            self.best.update(routes)
+            return
+        for prefix, route in routes.items():
+            self.add(prefix, route)
+
     def remove(self, prefix: Network, metric: int) -> None:
-        """A route that is gone."""
-        worse = self.worse.get(prefix)
-        if worse is not None and worse.pop(metric, None) is None:
-            self.best.pop(prefix, None)
-            best = min(worse)
-            self.best[prefix] = worse.pop(best)
-        elif worse is None:
-            self.best.pop(prefix, None)
-        if worse is not None and not worse:
-            del self.worse[prefix]
+        """A route that is gone; of those that are left the best takes its place."""
+        left = [route for route in self.all_of(prefix) if route.metric != metric]
+        self.best.pop(prefix, None)
+        self.worse.pop(prefix, None)
+        for route in left:
+            self.add(prefix, route)
 
     def all_of(self, prefix: Network) -> tuple[Route, ...]:
         """All our routes to the prefix."""
@@ -96,8 +100,8 @@ class _Actual:
 class _Plan:
     """What to write: in this order, so that a changed metric leaves no gap."""
 
-    replaced: list[tuple[Network, Route]] = field(default_factory=list)
-    added: list[tuple[Network, Route]] = field(default_factory=list)
+    added: dict[Network, Route] = field(default_factory=dict)
+    replaced: dict[Network, Route] = field(default_factory=dict)
     deleted: list[_Identity] = field(default_factory=list)
 
     def want(self, prefix: Network, route: Route | None, have: tuple[Route, ...]) -> None:
@@ -105,9 +109,9 @@ class _Plan:
         if route is not None:
             same = next((one for one in have if one.metric == route.metric), None)
             if same is None:
-                self.added.append((prefix, route))
+                self.added[prefix] = route
             elif same is not route and not route.is_met_by(same):
-                self.replaced.append((prefix, route))
+                self.replaced[prefix] = route
         for one in have:
             if route is None or one.metric != route.metric:
                 self.deleted.append((prefix, one.metric))
@@ -174,7 +178,7 @@ class RouteTable:
             for prefix, route in desired.items():
                 have = best.get(prefix)
                 if have is None:
-                    plan.added.append((prefix, route))
+                    plan.added[prefix] = route
                 elif have is not route or prefix in worse:
                     plan.want(prefix, route, actual.all_of(prefix))
             for prefix in set(best).difference(desired):
@@ -186,8 +190,13 @@ class RouteTable:
         async with self._one_at_a_time:
             actual = await self._take_actual()
             plan = _Plan()
-            for prefix, route in changes.items():
-                plan.want(prefix, route, actual.all_of(prefix))
+            # From dictionary to set to dictionary, kept hashes go along: no call per prefix.
+            new = set(changes).difference(actual.best)
+            if len(new) == len(changes):
+                plan.added = {p: route for p, route in changes.items() if route is not None}
+            else:
+                for prefix, route in changes.items():
+                    plan.want(prefix, route, actual.all_of(prefix))
             return await self._write(plan, actual)
 
     async def _take_actual(self) -> _Actual:
@@ -203,8 +212,8 @@ class RouteTable:
         # A prefix whose new route was refused keeps its old one, whatever its metric.
         doomed = [place for place in plan.deleted if place[0] not in refused]
         deleted = await self._send_delete(doomed, refused)
-        for prefix, route in (*added, *replaced):
-            actual.add(prefix, route)
+        actual.add_all(added)
+        actual.add_all(replaced)
         for prefix, metric in deleted:
             actual.remove(prefix, metric)
         if not any(one.errno == errno.EEXIST for one in refused.values()):
@@ -215,7 +224,7 @@ class RouteTable:
 
     async def _indices(self, plan: _Plan) -> dict[str, int]:
         """The numbers of all devices that routes name; 0 for one that is not there."""
-        routes = {id(route): route for _, route in (*plan.added, *plan.replaced)}
+        routes = {id(one): one for one in (*plan.added.values(), *plan.replaced.values())}
         names = {
             hop.device
             for route in routes.values()
@@ -226,35 +235,35 @@ class RouteTable:
 
     async def _send_new(
         self,
-        routes: Sequence[tuple[Network, Route]],
+        routes: Mapping[Network, Route],
         flag: Flag,
         index: Mapping[str, int],
         refused: dict[Network, RouteRefused],
-    ) -> Sequence[tuple[Network, Route]]:
+    ) -> Mapping[Network, Route]:
         """Send routes; those that the kernel took. The others are noted in `refused`."""
         missing = {name for name, number in index.items() if number == 0}
         if missing:
-            routes = [one for one in routes if not _names_missing(one, missing, refused)]
-        taken: list[tuple[Network, Route]] = []
-        for start in range(0, len(routes), BATCH):
-            batch, first = routes[start : start + BATCH], self._sequence + 1
+            routes = {
+                prefix: route
+                for prefix, route in routes.items()
+                if not _names_missing(prefix, route, missing, refused)
+            }
+        untaken: list[Network] = []
+        items = list(routes.items())
+        for start in range(0, len(items), BATCH):
+            batch, first = items[start : start + BATCH], self._sequence + 1
             self._sequence += len(batch)
-            flags = Flag.CREATE | flag
-            data = b"".join(
-                self._encoder.new_route(
-                    prefix,
-                    route,
-                    flags=flags | Flag.ACK if sequence == self._sequence else flags,
-                    sequence=sequence,
-                    index=index,
-                )
-                for sequence, (prefix, route) in enumerate(batch, first)
+            data = self._encoder.new_routes(
+                batch, flags=Flag.CREATE | flag, first=first, index=index
             )
-            errors = await self._exchange(data, first)
-            for sequence, error in errors.items():
-                refused[batch[sequence - first][0]] = error
-            taken += (one for n, one in enumerate(batch, first) if n not in errors)
-        return taken
+            for sequence, error in (await self._exchange(data, first)).items():
+                prefix = batch[sequence - first][0]
+                refused[prefix] = error
+                untaken.append(prefix)
+        if not untaken:
+            return routes
+        without = set(untaken)
+        return {prefix: route for prefix, route in items if prefix not in without}
 
     async def _send_delete(
         self, places: Sequence[_Identity], refused: dict[Network, RouteRefused]
@@ -386,10 +395,9 @@ class RouteTable:
 
 
 def _names_missing(
-    one: tuple[Network, Route], missing: set[str], refused: dict[Network, RouteRefused]
+    prefix: Network, route: Route, missing: set[str], refused: dict[Network, RouteRefused]
 ) -> bool:
     """Whether the route goes through a device that is not there; then it is noted as refused."""
-    prefix, route = one
     for hop in route.next_hops:
         if hop.device in missing:
             refused[prefix] = RouteRefused(errno.ENODEV, f"there is no device {hop.device}")

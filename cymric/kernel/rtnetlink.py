@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -94,16 +94,50 @@ class Encoder:
     protocol: int
     _tail_by_object: dict[tuple[int, int], tuple[Route, bytes]] = field(default_factory=dict)
 
-    def new_route(
-        self, prefix: Network, route: Route, *, flags: int, sequence: int, index: Mapping[str, int]
+    def new_routes(
+        self,
+        routes: Sequence[tuple[Network, Route]],
+        *,
+        flags: int,
+        first: int,
+        index: Mapping[str, int],
     ) -> bytes:
-        """RTM_NEWROUTE. `index` must hold the interface number of every device of the route."""
+        """RTM_NEWROUTE for each, numbered from `first`; the last asks for an answer.
+
+        `index` must hold the interface number of every device of the routes.
+        """
+        parts: list[bytes] = []
+        flags |= Flag.REQUEST
+        kind = int(Message.NEWROUTE)
+        shapes: dict[tuple[int, int], tuple[int, bytes, bytes]] = {}
+        for sequence, (prefix, route) in enumerate(routes, first):
+            length = prefix.prefixlen
+            shape = shapes.get((id(route), length))
+            if shape is None or prefix.version == 6:
+                # An IPv4 and an IPv6 prefix of one length and route would differ in family.
+                shape = self._shape(prefix, route, index)
+                if prefix.version == 4:
+                    shapes[id(route), length] = shape
+            size, head, tail = shape
+            destination = prefix.network_address.packed
+            parts += (_HEADER.pack(size, kind, flags, sequence, 0), head, destination, tail)
+        if routes:
+            last = len(parts) - 4
+            size, *_ = _HEADER.unpack(parts[last])
+            sequence = first + len(routes) - 1
+            parts[last] = _HEADER.pack(size, kind, flags | Flag.ACK, sequence, 0)
+        return b"".join(parts)
+
+    def _shape(
+        self, prefix: Network, route: Route, index: Mapping[str, int]
+    ) -> tuple[int, bytes, bytes]:
+        """Size of the message, and what stands before and after the destination's address."""
         scope = _SCOPE_UNIVERSE
         if route.kind is RouteKind.UNICAST and all(hop.gateway is None for hop in route.next_hops):
             scope = _SCOPE_LINK
+        head = self._head(prefix, scope, _TYPE_BY_KIND[route.kind])
         tail = self._tail(prefix.version, route, index)
-        kind = _TYPE_BY_KIND[route.kind]
-        return self._message(Message.NEWROUTE, flags, sequence, prefix, scope, kind, tail)
+        return _HEADER.size + len(head) + prefix.max_prefixlen // 8 + len(tail), head, tail
 
     def delete_route(self, prefix: Network, *, metric: int, flags: int, sequence: int) -> bytes:
         """RTM_DELROUTE that matches only a route of our protocol with this metric."""
@@ -111,22 +145,16 @@ class Encoder:
         if self.table >= 256:
             tail += _attribute(_RTA_TABLE, _U32.pack(self.table))
         # Scope "nowhere" and type 0 match any: identity is prefix, metric, table and protocol.
-        return self._message(Message.DELROUTE, flags, sequence, prefix, _SCOPE_NOWHERE, 0, tail)
-
-    def _message(
-        self,
-        message: Message,
-        flags: int,
-        sequence: int,
-        prefix: Network,
-        scope: int,
-        kind: int,
-        tail: bytes,
-    ) -> bytes:
-        is_v4 = prefix.version == 4
+        head = self._head(prefix, _SCOPE_NOWHERE, 0)
         destination = prefix.network_address.packed
+        size = _HEADER.size + len(head) + len(destination) + len(tail)
+        header = _HEADER.pack(size, Message.DELROUTE, flags | Flag.REQUEST, sequence, 0)
+        return b"".join((header, head, destination, tail))
+
+    def _head(self, prefix: Network, scope: int, kind: int) -> bytes:
+        """The fixed part of a message, and the head of the destination attribute."""
         body = _RTMSG.pack(
-            socket.AF_INET if is_v4 else socket.AF_INET6,
+            socket.AF_INET if prefix.version == 4 else socket.AF_INET6,
             prefix.prefixlen,
             0,
             0,
@@ -136,16 +164,7 @@ class Encoder:
             kind,
             0,
         )
-        length = _HEADER.size + len(body) + _ATTRIBUTE.size + len(destination) + len(tail)
-        return b"".join(
-            (
-                _HEADER.pack(length, message, flags | Flag.REQUEST, sequence, 0),
-                body,
-                _ATTRIBUTE.pack(_ATTRIBUTE.size + len(destination), _RTA_DST),
-                destination,
-                tail,
-            )
-        )
+        return body + _ATTRIBUTE.pack(_ATTRIBUTE.size + prefix.max_prefixlen // 8, _RTA_DST)
 
     def _tail(self, version: int, route: Route, index: Mapping[str, int]) -> bytes:
         # By identity: routes through one gateway are usually one object, and hashing one is slow.

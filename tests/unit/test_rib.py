@@ -62,10 +62,10 @@ def test_the_second_best_takes_over() -> None:
     rib = Rib()
     rib.receive("192.0.2.1", announced=[says(A, "192.0.2.1", local_pref=200)])
     rib.receive("192.0.2.2", announced=[says(A, "192.0.2.2")])
-    assert rib.settle(take_all) == {A}
+    assert rib.settle(take_all).prefixes == {A}
     assert rib.loc_rib[A].path.next_hop == ip_address("192.0.2.1")
     rib.drop("192.0.2.1")
-    assert rib.settle(take_all) == {A}
+    assert rib.settle(take_all).prefixes == {A}
     assert rib.loc_rib[A].path.next_hop == ip_address("192.0.2.2")
     rib.drop("192.0.2.2")
     rib.settle(take_all)
@@ -92,7 +92,7 @@ def test_stale_paths_are_used_until_swept() -> None:
     rib.settle(take_all)
     assert rib.loc_rib.keys() == {A, B}
     assert rib.sweep("192.0.2.1") == 1
-    assert rib.settle(take_all) == {A}
+    assert rib.settle(take_all).prefixes == {A}
     assert rib.loc_rib.keys() == {B}
 
 
@@ -105,7 +105,7 @@ def test_a_rejected_path_waits_for_a_better_policy() -> None:
     assert (table.accepted, table.rejections()) == (1, {Rejection.OUTSIDE_POOLS: 1})
     assert rib.candidates(A) == [(path("192.0.2.1"), Rejection.OUTSIDE_POOLS, False)]
     rib.judge_again()
-    assert rib.settle(take_all) == {A}
+    assert rib.settle(take_all).prefixes == {A}
     assert table.rejections() == {}
 
 
@@ -152,7 +152,7 @@ def test_the_policy_changed_for_some_networks() -> None:
         rib.receive("192.0.2.1", announced=[(path("192.0.2.1"), group)])
         rib.settle(take_all)
         rib.judge_again_inside([A])
-        assert rib.settle(Rejecting(paths=lambda _: Rejection.FILTERED)) == {A, *inside}
+        assert rib.settle(Rejecting(paths=lambda _: Rejection.FILTERED)).prefixes == {A, *inside}
 
 
 def parse_all(text: str, length: int) -> list[Network]:
@@ -168,7 +168,7 @@ def test_equal_paths_are_used_together() -> None:
     rib.settle(take_all, max_paths=2)
     assert list(map(str, rib.loc_rib[A].next_hops)) == ["192.0.2.1", "192.0.2.2"]
     rib.drop("192.0.2.2")
-    assert rib.settle(take_all, max_paths=2) == {A}
+    assert rib.settle(take_all, max_paths=2).prefixes == {A}
     assert list(map(str, rib.loc_rib[A].next_hops)) == ["192.0.2.1"]
 
 
