@@ -22,8 +22,9 @@ import structlog
 from cymric.datastore.api import Datastore
 from cymric.datastore.etcd import open_datastore
 from cymric.datastore.syncer import Syncer, Update
-from cymric.kernel.addresses import by_interface
+from cymric.kernel.addresses import AddressEvents, by_interface
 from cymric.kernel.command import Commands, HostCommands
+from cymric.kernel.netfilter_events import NetfilterEvents
 from cymric.kernel.netlink import Netlink
 from cymric.kernel.routes import RouteTable
 from cymric.model.endpoints import WorkloadEndpoint
@@ -220,7 +221,7 @@ def build_drivers(
     config: FelixConfig,
     backend: Backend,
     settings: Settings,
-    commands: Commands,
+    commands: HostCommands,
     on_up: Callable[[Endpoint], None],
 ) -> Drivers:
     """All that writes to the kernel of the network namespace we are in."""
@@ -264,6 +265,9 @@ def build_drivers(
         ),
         conntrack=Conntrack(commands),
         sysctls=sysctls,
+        table_events=NetfilterEvents(),
+        is_own=commands.has_fed,
+        address_events=AddressEvents(),
     )
 
 

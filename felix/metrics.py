@@ -33,6 +33,7 @@ APPLY_TIME = Summary(
     "felix_int_dataplane_apply_time_seconds", "How long it takes to apply the desired state."
 )
 APPLY_FAILURES = growing("felix_int_dataplane_failures", "Applications that must be repeated.")
+REPAIRS = growing("cymric_felix_table_repairs", "Tables repaired after others changed them.")
 STAGED = growing(
     "cymric_felix_staged_changes", "Changes of policy for which rules looked at copies of sets."
 )

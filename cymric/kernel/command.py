@@ -85,6 +85,10 @@ class HostCommands:
     def __init__(self) -> None:
         self._feeders: dict[tuple[str, ...], Feeder] = {}
 
+    def has_fed(self, pid: int) -> bool:
+        """Whether that process was fed lately."""
+        return any(pid in feeder.recent_pids for feeder in self._feeders.values())
+
     def close(self) -> None:
         """Let the programs that were fed end."""
         for feeder in self._feeders.values():

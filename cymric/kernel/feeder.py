@@ -22,12 +22,14 @@ import fcntl
 import os
 import select
 import subprocess
+from collections import deque
 from collections.abc import Sequence
 
 PAGE_BYTES = 4096
 MOST_PIECES = 500
 """A program is replaced after so many pieces, should it keep something of each."""
 END_WITHIN_S = 10.0
+RECENT_PIDS = 16
 
 _F_SETPIPE_SZ = 1031
 _MOST_ERROR_BYTES = 2000
@@ -47,6 +49,8 @@ class Feeder:
         self._pipe = self._errors = -1
         self._pieces = 0
         self._leaving: list[subprocess.Popen[bytes]] = []
+        self.recent_pids: deque[int] = deque(maxlen=RECENT_PIDS)
+        """The programs that were fed lately, to tell their doing from that of others."""
 
     async def feed(self, text: str, timeout_s: float) -> None:
         """Have the program work on `text` (whole lines). Raises FeedFailed."""
@@ -108,13 +112,14 @@ class Feeder:
         try:
             fcntl.fcntl(self._pipe, _F_SETPIPE_SZ, PAGE_BYTES)
             os.set_blocking(self._pipe, False)
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 self._argv,
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
                 env={**os.environ, "LC_ALL": "C"},
             )
+            self.recent_pids.append(process.pid)
         except OSError as error:
             self._discard()
             raise FeedFailed(f"cannot be started: {error}") from error

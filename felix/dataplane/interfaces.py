@@ -37,6 +37,11 @@ class Interfaces:
         """The interface of that name now."""
         return self._by_name.get(name)
 
+    def name(self, index: int) -> str:
+        """The name of the interface of that index now; empty if there is none."""
+        link = self._by_index.get(index)
+        return link.name if link else ""
+
     def all(self) -> tuple[Link, ...]:
         """Every interface."""
         return tuple(self._by_index.values())

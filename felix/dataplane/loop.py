@@ -3,6 +3,7 @@
     kick ─▶ desired ─▶ sets in ─▶ tables ─────────────┐─▶ sets out ─▶ status files
                              └▶ interfaces, routes ──┘
     time ─▶ read back sets, tables, routes ─▶ repair
+    table changed by somebody else ─▶ read back that table ─▶ repair
 
 Tables and routes are written at the same time: a route to a pod whose chains are not there yet
 leads nowhere, for what no chain knows is dropped. Only the first round of a process, which may be
@@ -20,13 +21,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import structlog
 
+from cymric.kernel.addresses import AddressEvents, NoAddressEvents
 from cymric.kernel.command import CommandFailed
-from cymric.kernel.links import Link
+from cymric.kernel.links import EventsLost, Link
+from cymric.kernel.netfilter_events import SilentEvents, TableEvents
 from cymric.runtime.pacing import Backoff, Kick
 from felix import metrics
 from felix.calc.config import FelixConfig
@@ -89,6 +92,10 @@ class Drivers:
     endpoints: EndpointManager
     conntrack: Conntrack
     sysctls: Sysctls
+    table_events: TableEvents = field(default_factory=SilentEvents)
+    is_own: Callable[[int], bool] = lambda _: False
+    """Whether the process of that id is one of ours that writes tables."""
+    address_events: AddressEvents | NoAddressEvents = field(default_factory=NoAddressEvents)
 
     @property
     def all_tables(self) -> tuple[Table, ...]:
@@ -107,12 +114,16 @@ class Dataplane:
         *,
         clock: Callable[[], float],
         on_applied: Callable[[], None],
+        on_host_interfaces: Callable[[AddressesByInterface], None] = lambda _: None,
     ) -> None:
         self._drivers = drivers
         self._desired = desired
         self._kick = kick
         self._clock = clock
         self._on_applied = on_applied
+        self._on_host_interfaces = on_host_interfaces
+        self._host_interfaces: AddressesByInterface = {}
+        self._is_host_changed = False
         self._applied: Desired | None = None
         self._settled: Desired | None = None
         """What rules and sets in the kernel are of; None after a failure: a mixture."""
@@ -130,6 +141,8 @@ class Dataplane:
                 # Routes on it that nobody wants may be removed when it is no longer new.
                 self._routes_due_s = min(self._routes_due_s, self._clock() + GRACE_S)
             self._kick()
+        elif not self._drivers.config.is_workload_interface(name):
+            self._look_at_host()
 
     async def run(self) -> None:
         """Keep the kernel as wanted until cancelled. Raises ConfigChanged, DataplaneFailed."""
@@ -139,9 +152,12 @@ class Dataplane:
         self._drivers.interfaces.tell(self.on_link)
         await self._drivers.interfaces.read()
         self._routes_due_s = self._clock() + GRACE_S
+        self._look_at_host()
         self._kick()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._drivers.interfaces.follow(), name="follow links")
+            tasks.create_task(self._follow_tables(), name="follow tables")
+            tasks.create_task(self._follow_addresses(), name="follow addresses")
             while True:
                 is_kicked = await self._kick.wait(self._pause_s())
                 if is_kicked or self._clock() >= self._retry_at_s:
@@ -151,6 +167,54 @@ class Dataplane:
                         continue
                 if not self._errors and not await self._tried(self._check()):
                     self._plan_retry(is_done=False)
+
+    def _look_at_host(self) -> None:
+        """Tell of the host's interfaces if they, or their addresses, are others than before."""
+        drivers = self._drivers
+        addresses = drivers.addresses()
+        found = {
+            link.name: addresses.get(link.name, frozenset())
+            for link in drivers.interfaces.all()
+            if not drivers.config.is_workload_interface(link.name)
+        }
+        if found != self._host_interfaces:
+            self._host_interfaces = found
+            self._on_host_interfaces(found)
+            self._is_host_changed = True  # the set of its addresses is another
+            self._kick()
+
+    async def _follow_addresses(self) -> None:
+        drivers = self._drivers
+        while True:
+            try:
+                async for index in drivers.address_events.watch():
+                    link = next(
+                        (one for one in drivers.interfaces.all() if one.index == index), None
+                    )
+                    if link is None or not drivers.config.is_workload_interface(link.name):
+                        self._look_at_host()
+            except EventsLost:
+                log.warning("events of addresses were lost, reading all")
+                self._look_at_host()
+
+    async def _follow_tables(self) -> None:
+        """Doubt tables in which somebody else touched what is ours, or may stand before it."""
+        drivers = self._drivers
+        while True:
+            try:
+                async for change in drivers.table_events.watch(drivers.is_own):
+                    table = drivers.tables.get(change.ip_version, {}).get(change.table)
+                    if table is not None and table.concerns(change.chain):
+                        table.doubt()
+                        self._kick()
+            except EventsLost:
+                log.warning("events of tables were lost, reading all")
+                for table in drivers.all_tables:
+                    table.doubt()
+                self._kick()
+            except OSError as error:
+                log.info("no events of tables, they are only read back", error=str(error))
+                return
 
     def _pause_s(self) -> float:
         due_s = self._retry_at_s if self._errors else min(self._retry_at_s, self._check_due_s())
@@ -196,7 +260,7 @@ class Dataplane:
 
     async def _apply(self, desired: Desired, tasks: asyncio.TaskGroup) -> bool:
         drivers, is_first = self._drivers, self._applied is None
-        if desired is not self._applied:
+        if desired is not self._applied or self._is_host_changed:
             self._want(desired)
         # Order matters: the kernel refuses a rule naming a missing set, and to destroy a used one.
         before, self._settled = self._settled, None
@@ -234,7 +298,9 @@ class Dataplane:
 
     def _want(self, desired: Desired) -> None:
         drivers, applied = self._drivers, self._applied
-        if applied is None or pools.ingredients(desired) != pools.ingredients(applied):
+        is_other = applied is None or pools.ingredients(desired) != pools.ingredients(applied)
+        if is_other or self._is_host_changed:
+            self._is_host_changed = False
             drivers.ipsets.want(pools.sets(desired, drivers.addresses()))
         if applied is None or desired.endpoints is not applied.endpoints:
             drivers.endpoints.want(desired)
@@ -284,7 +350,7 @@ class Dataplane:
         if self._routes_due_s <= now_s:
             interval_s = drivers.config.route_refresh_interval_s
             self._routes_due_s = now_s + interval_s if interval_s else NEVER
-            drivers.ipsets.want(pools.sets(self._desired(), drivers.addresses()))
+            self._look_at_host()
             drivers.endpoints.check_soon()
             self._kick()
         if self._status_due_s <= now_s:

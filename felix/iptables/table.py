@@ -21,7 +21,7 @@ from cymric.kernel.command import CommandFailed, Commands
 from felix import metrics
 from felix.iptables.backend import Backend
 from felix.iptables.plan import RenderedTable, plan, render_again
-from felix.iptables.saved import SavedTable, Unreadable, parse
+from felix.iptables.saved import SavedTable, Unreadable, is_our_chain, parse
 from felix.rules.rule import TableContent
 
 ATTEMPTS = 10
@@ -64,6 +64,8 @@ class Table:
         self._wanted = RenderedTable(name)
         self._actual: SavedTable | None = None
         self._is_settled = False
+        self._doubts = 0
+        self._is_doubted = False
         self._read_at_s = clock()
         self._post_write_check_s = 0.0
 
@@ -102,10 +104,20 @@ class Table:
         ]
         return min(due, default=float("inf"))
 
+    def concerns(self, chain: str) -> bool:
+        """Whether what happens in `chain` (empty: in the whole table) can concern us."""
+        return not chain or chain in self._wanted.hooks or is_our_chain(chain)
+
+    def doubt(self) -> None:
+        """Somebody else changed the table: the next `apply` reads it anew."""
+        self._doubts += 1
+        self._actual, self._is_settled, self._is_doubted = None, False, True
+
     async def apply(self) -> bool:
         """Make the table as wanted; whether anything was written. Raises TableFailed."""
         if self._is_settled:
             return False
+        doubts, was_doubted = self._doubts, self._is_doubted
         pause_s, problem = FIRST_PAUSE_S, ""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -123,7 +135,11 @@ class Table:
                 problem = str(error)
                 log.warning("table not written, reading it anew", **self._labels, error=problem)
                 continue
-            self._actual, self._is_settled = step.after, True
+            if self._doubts == doubts:  # nobody meddled meanwhile
+                self._actual, self._is_settled, self._is_doubted = step.after, True, False
+            if step.lines and was_doubted:
+                log.warning("table was changed by somebody else, repaired", **self._labels)
+                metrics.REPAIRS.inc()
             if step.lines:
                 self._read_at_s = self._clock()
                 self._post_write_check_s = self._intervals.post_write_s

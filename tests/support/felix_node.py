@@ -13,6 +13,7 @@ from cymric.kernel.command import FakeCommands, Finished
 from cymric.kernel.fake_links import FakeLinks, FakeNetwork
 from cymric.kernel.fake_routes import FakeRoutes, FakeRoutingTable
 from cymric.kernel.links import Link
+from cymric.kernel.netfilter_events import SilentEvents, TableEvents
 from cymric.model.net import parse_network
 from cymric.runtime.pacing import Kick
 from felix.calc.config import FelixConfig
@@ -28,6 +29,7 @@ from felix.dataplane.conntrack import Conntrack
 from felix.dataplane.endpoints import EndpointManager, RouteOwnership
 from felix.dataplane.interfaces import Interfaces
 from felix.dataplane.loop import Dataplane, Drivers
+from felix.dataplane.pools import AddressesByInterface
 from felix.dataplane.status import StatusFiles
 from felix.dataplane.sysctls import Sysctls
 from felix.ipset.sets import IPSets
@@ -68,6 +70,8 @@ class Node:
     now_s: float = 1000.0
     desired: Desired = field(default_factory=wanting)
     applied: int = 0
+    table_events: TableEvents = field(default_factory=SilentEvents)
+    host_interfaces: AddressesByInterface = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.iptables, self.ip6tables, self.ipset = FakeIptables(), FakeIptables(), FakeIpset()
@@ -115,6 +119,7 @@ class Node:
         }
         drivers = Drivers(
             config=config,
+            table_events=self.table_events,
             addresses=lambda: {"up0": frozenset([IPv4Address("198.19.0.2")])},
             interfaces=interfaces,
             ipsets=IPSets(self.commands, clock=self.clock),
@@ -132,7 +137,12 @@ class Node:
             sysctls=sysctls,
         )
         return Dataplane(
-            drivers, lambda: self.desired, self.kick, clock=self.clock, on_applied=self._count
+            drivers,
+            lambda: self.desired,
+            self.kick,
+            clock=self.clock,
+            on_applied=self._count,
+            on_host_interfaces=self._note_host,
         )
 
     @asynccontextmanager
@@ -191,6 +201,9 @@ class Node:
     def switch(self, path: str) -> str:
         """A sysctl."""
         return (self.proc / path).read_text()
+
+    def _note_host(self, addresses: AddressesByInterface) -> None:
+        self.host_interfaces = addresses
 
     def _count(self) -> None:
         self.applied += 1

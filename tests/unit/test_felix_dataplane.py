@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from cymric.kernel.api import on_link
+from cymric.kernel.netfilter_events import TableChange
 from cymric.model.net import parse_address, parse_network
 from cymric.runtime.pacing import Kick
 from felix.calc.config import FelixConfig
@@ -421,3 +423,48 @@ def test_claims_are_those_of_now(steps: list[tuple[str, tuple[int, ...]]], asked
     assert dict(claims.owner_by_value) == expected
     follow()
     assert followed == expected
+
+
+class Told:
+    """Events that a test tells of."""
+
+    def __init__(self) -> None:
+        self._told: asyncio.Queue[TableChange] = asyncio.Queue()
+
+    def tell(self, change: TableChange) -> None:
+        """Somebody changed a table."""
+        self._told.put_nowait(change)
+
+    async def watch(self, is_own: Callable[[int], bool]) -> AsyncIterator[TableChange]:
+        """See TableEvents.watch."""
+        while True:
+            change = await self._told.get()
+            if not is_own(change.port):
+                yield change
+
+
+async def test_table_that_others_change_is_repaired_at_once(node: Node) -> None:
+    """Their event makes the table be read and repaired; other tables and chains are left alone."""
+    node.table_events = told = Told()
+    node.desired = wanting(pod("a"))
+    async with node.running():
+        saves = node.iptables.saves
+        told.tell(TableChange(4, "filter", "KUBE-FORWARD", 77))
+        node.iptables.tables["filter"]["cali-FORWARD"].clear()
+        node.iptables.tables["filter"]["FORWARD"].clear()
+        told.tell(TableChange(4, "filter", "cali-FORWARD", 77))
+        await eventually(lambda: node.iptables.tables["filter"]["cali-FORWARD"])
+        assert len(node.iptables.tables["filter"]["FORWARD"]) == 3
+        assert node.iptables.saves == saves + 1
+
+
+async def test_host_interfaces_are_told_of_when_they_change(node: Node) -> None:
+    """Names and addresses of interfaces that are no workload's, also without an address."""
+    await node.links.set_up((node.links.add("up0")).index)
+    async with node.running():
+        await eventually(lambda: "up0" in node.host_interfaces)
+        assert node.host_interfaces["up0"] == {IPv4Address("198.19.0.2")}
+        node.links.add("eth7")
+        await node.add_link("calia")
+        await eventually(lambda: node.host_interfaces.get("eth7") == frozenset())
+        assert "calia" not in node.host_interfaces
