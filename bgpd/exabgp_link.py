@@ -21,6 +21,7 @@ import structlog
 from bgpd.exabgp_events import Answer, Greeting, Line, Malformed, Text, parse
 
 WINDOW = 100
+READ_BYTES = 1024 * 1024
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
 """The relay's greeting holds all sessions in one line."""
 
@@ -87,8 +88,11 @@ class Link:
 
     async def run(self) -> None:
         """Read until the relay hangs up, which raises LinkLost."""
-        while line := await self._reader.readline():
-            await self._on_line(parse(line.removesuffix(b"\n")))
+        rest = b""
+        while data := await self._reader.read(READ_BYTES):
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                await self._on_line(parse(line))
         raise LinkLost("the relay closed the connection")
 
     async def ask(self, command: str, *, alone: bool = False) -> Reply:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from bgpd.speaker import IPV4_UNICAST, IPV6_UNICAST, Announcement, PathAttributes
 
@@ -53,6 +54,7 @@ class AdjRibOut:
     _dirty: set[str] = field(default_factory=set)
     _fenced: frozenset[str] | None = None
     _awaited_ends: set[str] = field(default_factory=set)
+    _compared: tuple[PathAttributes, PathAttributes, bool] | None = None
 
     def start(self, families: frozenset[str]) -> None:
         """The session is up; nothing is commanded before `learn`."""
@@ -92,7 +94,8 @@ class AdjRibOut:
         announce: list[Announcement] = []
         withdraw: list[str] = []
         desired = self._desired()
-        for prefix in sorted(self._dirty - self._in_flight.keys())[:limit]:
+        # In no order: sorting all that waits, batch after batch, would cost more than the rest.
+        for prefix in tuple(islice(self._dirty - self._in_flight.keys(), limit)):
             self._dirty.discard(prefix)
             route = desired.get(prefix)
             self._in_flight[prefix] = route
@@ -111,7 +114,7 @@ class AdjRibOut:
         expected = self._in_flight[prefix]
         if (expected is None) != (route is None):
             return False
-        if expected is not None and route is not None and not _same(expected, route):
+        if expected is not None and route is not None and not self._is_same(expected, route):
             return False  # an older state, repeated for a route refresh
         return self._release(prefix)
 
@@ -128,11 +131,11 @@ class AdjRibOut:
         """Whether all that can be commanded is, and End-of-RIB should follow (again)."""
         if self.wanted is None or not self.families or self._fenced is not None:
             return False
-        if self._dirty - self._in_flight.keys():
+        if any(prefix not in self._in_flight for prefix in self._dirty):
             return False
-        return not (self._in_flight.keys() - self._unsure) and (
-            not self.end_of_rib_commanded or bool(self._in_flight)
-        )
+        if any(prefix not in self._unsure for prefix in self._in_flight):
+            return False
+        return not self.end_of_rib_commanded or bool(self._in_flight)
 
     @property
     def is_fenced(self) -> bool:
@@ -197,6 +200,15 @@ class AdjRibOut:
         """Prefixes whose change is commanded and not yet written."""
         return self._in_flight.keys()
 
+    def _is_same(self, commanded: Announcement, written: Announcement) -> bool:
+        """Whether the UPDATE carries what was commanded; its prefixes share their attributes."""
+        if commanded.next_hop not in (written.next_hop, "self"):
+            return False
+        said, seen = commanded.attributes, written.attributes
+        if self._compared is None or self._compared[0] is not said or self._compared[1] is not seen:
+            self._compared = (said, seen, _own(said) == _own(seen))
+        return self._compared[2]
+
     def _release(self, prefix: str) -> bool:
         del self._in_flight[prefix]
         self._unsure.discard(prefix)
@@ -223,16 +235,8 @@ def _family(prefix: str) -> str:
     return IPV6_UNICAST if ":" in prefix else IPV4_UNICAST
 
 
-def _same(commanded: Announcement, written: Announcement) -> bool:
-    """Whether the UPDATE carries what was commanded.
-
-    AS_PATH and LOCAL_PREF are ExaBGP's to add or leave out, depending on the kind of session.
-    """
-    return commanded.next_hop in (written.next_hop, "self") and _own(commanded) == _own(written)
-
-
-def _own(route: Announcement) -> PathAttributes:
-    said = route.attributes
+def _own(said: PathAttributes) -> PathAttributes:
+    """Without AS_PATH and LOCAL_PREF, which ExaBGP adds or leaves out by the kind of session."""
     return replace(
         said,
         as_path=(),

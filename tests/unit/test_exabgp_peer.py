@@ -263,10 +263,10 @@ def test_what_is_wanted_is_confirmed_or_pending() -> None:
     rib.start(FAMILIES)
     rib.learn([])
     assert (rib.confirmed, rib.pending, rib.missing) == (0, 2, 0)
-    rib.take(limit=1)
+    (first,) = rib.take(limit=1).announce
     assert (rib.confirmed, rib.pending, rib.missing) == (0, 2, 0)
-    rib.sent(A, route(A))
+    rib.sent(first.prefix, first)
     assert (rib.confirmed, rib.pending, rib.missing) == (1, 1, 0)
-    rib.take()
-    rib.sent(B, route(B))
+    (second,) = rib.take().announce
+    rib.sent(second.prefix, second)
     assert (rib.confirmed, rib.pending, rib.missing) == (2, 0, 0)
