@@ -198,12 +198,16 @@ class Agent:
         families: set[int] = {a.version for a in named}
         if not families:
             families = {4} if is_delegated(call) else set(wishes.families)
+        mtu = call.config.mtu or _mtu_in(self.mtu_file)
+        if call.config.require_mtu_file and not mtu:
+            raise bad_config(f"no mtu is configured and {self.mtu_file} has none")
         return Wire(
             host_interface=identity.host_interface,
             pod_interface=call.interface,
             netns=call.netns,
             mac=mac,
-            mtu=call.config.mtu or _mtu_in(self.mtu_file),
+            mtu=mtu,
+            queues=call.config.num_queues,
             families=tuple(sorted(families)),
             is_forwarding=call.config.container_settings.allow_ip_forwarding,
         )

@@ -37,6 +37,7 @@ from cni.server import serve as serve_socket
 from cni.status import StatusDirectory
 from cni.stored import Endpoints
 from cni.sweep import EVERY_S, Sweeper
+from cni.unread import Unread
 from cni.waiting import Waiting
 from cni.wiring import LinuxWiring
 from cymric.datastore.api import DatastoreError
@@ -74,6 +75,7 @@ class Answering:
     agent: Agent
     collector: Collector
     reporter: Reporter
+    unread: Unread
 
 
 def main() -> NoReturn:
@@ -115,6 +117,7 @@ async def serve(settings: Settings, health: Health) -> None:
         agent,
         Collector(settings.node_name, store, endpoints, agent, commands),
         Reporter(store, cluster, waiting, commands),
+        Unread(),
     )
 
     sweeper = Sweeper(endpoints, journal, lent, unused, allocator, routes.leads_to_link)
@@ -198,6 +201,7 @@ async def _dispatch(answering: Answering, call: Call | NodeCall) -> bytes:
         case NodeCall():
             return await answering.reporter.status(call)
         case Call(command=Command.ADD):
+            answering.unread.look(call)
             return await answering.agent.add(call)
         case Call(command=Command.DEL):
             return await answering.agent.delete(call)

@@ -137,6 +137,7 @@ def build(
             profiles=_profiles(call, identity),
             interface_name=identity.host_interface,
             mac=mac,
+            ports=wishes.ports,
             allow_spoofed_source_prefixes=wishes.source_prefixes,
             qos_controls=wishes.qos,
         ),

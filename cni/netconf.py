@@ -1,7 +1,7 @@
 """The network configuration: what of it concerns us, checked once, with Calico's names.
 
-Fields that are not named here are for others and pass unread. Source: CNI specification 1.1.0
-section 1; Calico's network configuration.
+Fields that are not named here are for others and pass unread, but for those in `unread.py`.
+Source: CNI specification 1.1.0 section 1; Calico's network configuration.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from cni.errors import CniError, Code
 CNI_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 OWN_IPAM_TYPES = ("cymric-cni-ipam", "calico-ipam")
 MAX_MTU = 65535
+MAX_QUEUES = 4096
+"""The most that the kernel makes for one link."""
 
 _NETWORK_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _PLUGIN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
@@ -117,6 +119,8 @@ class NetConf(msgspec.Struct, frozen=True, rename={"cni_version": "cniVersion"})
     cni_version: str = "0.2.0"
     type: str = ""
     mtu: int = 0
+    require_mtu_file: bool = False
+    num_queues: int = 0
     ipam: IPAMConf = IPAMConf()
     policy: Policy = Policy()
     labels: dict[str, str] = {}
@@ -188,6 +192,8 @@ def parse(raw: bytes | str) -> NetConf:
         raise bad_config(f"name {config.name!r} is no network name")
     if not 0 <= config.mtu <= MAX_MTU:
         raise bad_config(f"mtu {config.mtu} is not between 0 and {MAX_MTU}")
+    if not 0 <= config.num_queues <= MAX_QUEUES:
+        raise bad_config(f"num_queues {config.num_queues} is not between 0 and {MAX_QUEUES}")
     if not _PLUGIN_NAME.fullmatch(config.ipam.type):
         raise bad_config(f"ipam type {config.ipam.type!r} is no plugin's name")
     for name in ("assign_ipv4", "assign_ipv6"):

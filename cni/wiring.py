@@ -55,7 +55,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wire:
-    """A pair to make. `mac` is the pod's end's; `mtu` 0 means the kernel's default.
+    """A pair to make. `mac` is the pod's end's; `mtu`, `queues` 0 mean the kernel's defaults.
 
     `families` are those that the pod is expected to have addresses of. `is_forwarding`: the pod may
     forward packets that are not its own.
@@ -66,6 +66,7 @@ class Wire:
     netns: Path
     mac: str = ""
     mtu: int = 0
+    queues: int = 0
     families: tuple[int, ...] = (4,)
     is_forwarding: bool = False
 
@@ -175,6 +176,7 @@ class LinuxWiring:
                     peer_namespace=there,
                     peer_mac=wire.mac,
                     mtu=wire.mtu,
+                    queues=wire.queues,
                 )
             )
             try:

@@ -8,7 +8,8 @@ Kubernetes objects will extend:
                             hands them over (capability `io.kubernetes.cri.pod-annotations`)
     args, args.cni          `cni.projectcalico.org/<name>` of the network configuration
 
-Beside these annotations there are those of limits, `qos.projectcalico.org/<name>` (`qos.py`).
+Beside these annotations there are those of limits, `qos.projectcalico.org/<name>` (`qos.py`), and
+of named ports, `cymric.io/ports`.
 Annotations win over capabilities, these over `IP` and `MAC`; of annotations CNI_ARGS win over the
 runtime's over the configuration's. Names and meanings are Calico's. Pure.
 """
@@ -25,10 +26,11 @@ import msgspec
 from cni import qos
 from cni.errors import CniError, Code
 from cni.netconf import NetConf, bad_config
-from cymric.model.endpoints import EndpointNAT, QoSControls
+from cymric.model.endpoints import EndpointNAT, EndpointPort, QoSControls
 from cymric.model.net import Address, parse_address, parse_interface
 
 PREFIX = "cni.projectcalico.org/"
+OWN_PREFIX = "cymric.io/"
 NAMES = (
     "ipv4pools",
     "ipv6pools",
@@ -39,6 +41,10 @@ NAMES = (
     "hwAddr",
     "allowedSourcePrefixes",
 )
+PORTS = "ports"
+"""Named ports, `cymric.io/ports`: a pod's own are in its Kubernetes object, others' nowhere."""
+PROTOCOLS = ("TCP", "UDP", "SCTP")
+MAX_PORT = 65535
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 T = TypeVar("T")
@@ -60,6 +66,7 @@ class Wishes:
     mac: str = ""
     source_prefixes: tuple[str, ...] = ()
     qos: QoSControls | None = None
+    ports: tuple[EndpointPort, ...] = ()
 
     def nats(self, addresses: tuple[Address, ...]) -> tuple[EndpointNAT, ...]:
         """Each floating address with the endpoint's address of its family. Raises CniError."""
@@ -79,6 +86,7 @@ NO_WISHES = Wishes()
 def gather(config: NetConf, args: Mapping[str, str]) -> Wishes:
     """The wishes of one call. Raises CniError."""
     notes = _annotations(config, args, PREFIX, NAMES)
+    ports = _annotations(config, args, OWN_PREFIX, (PORTS,))
     limits = _annotations(config, args, qos.PREFIX, qos.NAMES)
     runtime, features = config.runtime, config.feature_control
     unmanaged = _addresses("ipAddrsNoIpam", _listed(notes, "ipAddrsNoIpam"))
@@ -104,6 +112,7 @@ def gather(config: NetConf, args: Mapping[str, str]) -> Wishes:
         mac=_mac(notes.get("hwAddr") or runtime.mac or args.get("MAC", "")),
         source_prefixes=_prefixes(_listed(notes, "allowedSourcePrefixes")),
         qos=qos.controls(limits, runtime.bandwidth),
+        ports=_ports(ports.get(PORTS)),
     )
 
 
@@ -162,6 +171,21 @@ def _families(config: NetConf, notes: Mapping[str, str]) -> tuple[int, ...]:
     if not families:
         raise bad_config("neither IPv4 nor IPv6 is to be assigned")
     return families
+
+
+def _ports(text: str | None) -> tuple[EndpointPort, ...]:
+    if not text:
+        return ()
+    try:
+        ports = msgspec.json.decode(text, type=tuple[EndpointPort, ...])
+    except msgspec.MsgspecError as error:
+        raise bad_config(f"{OWN_PREFIX}{PORTS} {text!r} is no list of ports", str(error)) from None
+    for port in ports:
+        if not port.name or port.protocol not in PROTOCOLS or not 0 < port.port <= MAX_PORT:
+            raise bad_config(f"{OWN_PREFIX}{PORTS}: {port} needs name, protocol and port")
+        if not 0 <= port.host_port <= MAX_PORT:
+            raise bad_config(f"{OWN_PREFIX}{PORTS}: {port} has no port as its hostPort")
+    return ports
 
 
 def _mac(text: str) -> str:

@@ -39,6 +39,7 @@ _U32 = struct.Struct("=I")
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
 _IFLA_LINK, _IFLA_LINKINFO, _IFLA_GROUP, _IFLA_NET_NS_FD = 5, 18, 27, 28
+_IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 31, 32
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NDA_DST, _NDA_LLADDR = 1, 2
@@ -59,7 +60,7 @@ def get_link(name: str) -> bytes:
 def create_veth(pair: VethPair) -> bytes:
     """A pair, both ends down."""
     peer = _IFINFO.pack(0, 0, 0, 0, 0) + _packed(
-        *_end(pair.peer_name, pair.peer_mac, pair.mtu),
+        *_end(pair.peer_name, pair.peer_mac, pair),
         (_IFLA_NET_NS_FD, _U32.pack(pair.peer_namespace)),
     )
     info = _packed(
@@ -70,7 +71,7 @@ def create_veth(pair: VethPair) -> bytes:
         Kind.NEWLINK,
         _NEW,
         _IFINFO.pack(0, 0, 0, 0, 0),
-        *_end(pair.name, pair.mac, pair.mtu),
+        *_end(pair.name, pair.mac, pair),
         (_IFLA_LINKINFO, info),
     )
 
@@ -167,12 +168,15 @@ def parse_peer_index(payload: bytes) -> int:
     return int(_U32.unpack(found[_IFLA_LINK])[0]) if _IFLA_LINK in found else 0
 
 
-def _end(name: str, mac: str, mtu: int) -> list[tuple[int, bytes]]:
+def _end(name: str, mac: str, pair: VethPair) -> list[tuple[int, bytes]]:
     pairs = [(_IFLA_IFNAME, _text(name))]
     if mac:
         pairs.append((_IFLA_ADDRESS, _mac(mac)))
-    if mtu:
-        pairs.append((_IFLA_MTU, _U32.pack(mtu)))
+    if pair.mtu:
+        pairs.append((_IFLA_MTU, _U32.pack(pair.mtu)))
+    if pair.queues:
+        queues = _U32.pack(pair.queues)
+        pairs += [(_IFLA_NUM_TX_QUEUES, queues), (_IFLA_NUM_RX_QUEUES, queues)]
     return pairs
 
 

@@ -91,7 +91,7 @@ class LinkRoute:
 class VethPair:
     """A veth pair to create: our end here, the peer in the namespace open at `peer_namespace`.
 
-    `mtu` 0 leaves the kernel's default; an empty MAC leaves the kernel's random one.
+    `mtu` and `queues` 0 leave the kernel's defaults; an empty MAC leaves the kernel's random one.
     """
 
     name: str
@@ -100,6 +100,7 @@ class VethPair:
     mac: str = ""
     peer_mac: str = ""
     mtu: int = 0
+    queues: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,6 +214,56 @@ def test_limits_that_cannot_be(node: CniNode, name: str, text: str) -> None:
     node.assert_nothing_left()
 
 
+def test_named_ports(node: CniNode) -> None:
+    """Ports named by annotation stand on the endpoint, where policy finds them."""
+    ports = [{"name": "http", "protocol": "TCP", "port": 80}]
+    assert node.call("ADD", node.pod(ID), conf_args={"cymric.io/ports": ports}).code == 0
+    (value,) = node.endpoints.values()
+    assert value["spec"]["ports"] == [{**ports[0], "hostPort": 0, "hostIP": ""}]
+    for wrong in ([{"name": "x", "protocol": "TCP"}], [{"protocol": "TCP", "port": 1}], "80"):
+        answer = node.call("ADD", node.pods[0], conf_args={"cymric.io/ports": wrong})
+        assert (answer.code, answer.tree["code"]) == (1, 7)
+
+
+def test_queues_and_a_needed_mtu(node: CniNode) -> None:
+    """Both ends of a pair have as many queues as configured; a node without MTU may be refused."""
+    pod = node.pod(ID)
+    assert node.call("ADD", pod, require_mtu_file=True).tree["code"] == 7
+    assert node.call("ADD", pod, require_mtu_file=True, mtu=1400, num_queues=3).code == 0
+    for text in (output("ip", "-j", "-d", "link", "show", HOST_END),
+                 pod.run("ip", "-j", "-d", "link", "show", "eth0")):  # fmt: skip
+        (link,) = json.loads(text)
+        assert (link["num_tx_queues"], link["num_rx_queues"]) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"datastore_type": "kubernetes"},
+        {"readiness_gates": ["http://localhost:9099/readiness"]},
+        {"ipam": {"type": "cymric-cni-ipam", "subnet": "198.19.16.0/24"}},
+        {"num_queues": -1},
+    ],
+)
+def test_what_nobody_acts_on_is_refused(node: CniNode, config: dict[str, Any]) -> None:
+    """Fields that would change what a pod gets, and that nobody acts on, are refused at ADD."""
+    answer = node.call("ADD", node.pod(ID), **config)
+    assert (answer.code, answer.tree["code"]) == (1, 7)
+    node.assert_nothing_left()
+
+
+def test_fields_settled_elsewhere_are_named(node: CniNode) -> None:
+    """What cnid's settings decide is passed over, and the log says so once for the network."""
+    settled = {"etcd_endpoints": "http://x", "log_level": "debug", "datastore_type": "etcdv3"}
+    pod = node.pod(ID)
+    assert node.call("ADD", pod, **settled).code == 0
+    assert node.call("ADD", pod, **settled).code == 0
+    (line,) = [line for line in node.log.splitlines() if "fields without effect" in line]
+    assert "etcd_endpoints" in line
+    assert "log_level" in line
+    assert "datastore_type" not in line
+
+
 SENT = 400
 DATAGRAM_BYTES = 1400
 
