@@ -121,7 +121,7 @@ class Exporter:
             if choice is not None and self.is_passed_on(choice.path):
                 asked: Collection[Network] = prefixes
             else:
-                asked = [*(self._passing_on & prefixes), *(local.keys() & prefixes)]
+                asked = self._known(prefixes, local)
             for prefix in asked:
                 announcement = self.announcement(prefix, local.get(prefix), loc_rib.get(prefix))
                 text = str(prefix)
@@ -135,6 +135,16 @@ class Exporter:
                 if told.get(text) != announcement:
                     news[text] = announcement
         return news
+
+    def _known(
+        self, prefixes: Collection[Network], local: Mapping[Network, Local]
+    ) -> Collection[Network]:
+        """Those of the prefixes that the peer heard of as learned, or hears of as ours."""
+        if len(prefixes) > len(local):
+            own = [prefix for prefix in local if prefix in prefixes]
+        else:
+            own = [prefix for prefix in prefixes if prefix in local]
+        return self._passing_on.intersection(prefixes).union(own) if self._passing_on else own
 
     def is_passed_on(self, path: Path) -> bool:
         """Whether the peer may hear of the path, whatever its prefix."""

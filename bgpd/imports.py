@@ -31,7 +31,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from types import MappingProxyType
 
 from bgpd.decision import Path
@@ -52,6 +51,8 @@ MARTIANS = PrefixSet.parse(
     *("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
 )
 """Prefixes that never belong in a routing table (RFC 6890)."""
+
+REMEMBERED_HOPS = 10_000
 
 _NOTHING: Mapping[Address, str] = MappingProxyType({})
 
@@ -91,7 +92,7 @@ class Opinion:
     announcer: str
     rules: Rules
     is_next_hop_in_pool: bool
-    changed: dict[Changes, Path] = field(default_factory=dict)
+    changed: dict[Changes, Path] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,7 @@ class ImportPolicy:
     nodes: Mapping[str, int] = field(default_factory=dict)
     node_by_router_id: Mapping[str, str] = field(default_factory=dict)
     takes_all: bool = False
+    hops: dict[int, Rejection | bool] = field(default_factory=dict, compare=False, repr=False)
 
     def judge(self, prefix: Network, path: Path) -> Path | Rejection:
         """Both steps: the path as it takes part in the decision, or why it does not."""
@@ -126,7 +128,9 @@ class ImportPolicy:
     def opinion(self, path: Path) -> Opinion | Rejection:
         """See `rib.Policy`."""
         attributes, peer = path.attributes, path.peer
-        own = sum(segment.asns.count(peer.local_asn) for segment in attributes.as_path)
+        own = 0
+        for segment in attributes.as_path:
+            own += segment.asns.count(peer.local_asn)
         if own > peer.allowed_own_asns:
             return Rejection.LOOP
         originator = attributes.originator_id if peer.is_ibgp else None
@@ -134,18 +138,34 @@ class ImportPolicy:
             return Rejection.OWN_ORIGINATOR
         if attributes.cluster_list and has_looped(path, cluster_id=self.cluster_id):
             return Rejection.OWN_CLUSTER
-        if path.next_hop in self.own_addresses:
-            return Rejection.NEXT_HOP_IS_OURS
-        if not _is_usable(path.next_hop):
-            return Rejection.NEXT_HOP_UNUSABLE
+        hop = self._judge_next_hop(path.next_hop)
+        if isinstance(hop, Rejection):
+            return hop
         rules = self.rules.get(peer.address, NO_RULES) if self.rules else NO_RULES
         if rules.missing:
             return Rejection.FILTER_MISSING
         return Opinion(
             announcer=self.node_by_router_id.get(originator, "") if originator else peer.node,
             rules=rules,
-            is_next_hop_in_pool=_lies_in(self.pools, path.next_hop),
+            is_next_hop_in_pool=hop,
+            changed={} if rules else None,
         )
+
+    def _judge_next_hop(self, hop: Address) -> Rejection | bool:
+        """Why it is none, or whether it lies in a pool; there are few, so it is remembered."""
+        number = int(hop) if hop.version == 4 else -1 - int(hop)
+        known = self.hops.get(number)
+        if known is None:
+            if hop in self.own_addresses:
+                known = Rejection.NEXT_HOP_IS_OURS
+            elif not _is_usable(hop):
+                known = Rejection.NEXT_HOP_UNUSABLE
+            else:
+                known = any(hop in network for network in self.pools.networks)
+            if len(self.hops) >= REMEMBERED_HOPS:
+                self.hops.clear()
+            self.hops[number] = known
+        return known
 
     def judge_prefix(self, prefix: Network, path: Path, opinion: Opinion) -> Path | Rejection:
         """See `rib.Policy`."""
@@ -256,6 +276,7 @@ def _changed(path: Path, changes: Changes, opinion: Opinion) -> Path:
     """The path as a filter makes it; the same object for all prefixes that share it."""
     if changes == NO_CHANGES:
         return path
+    assert opinion.changed is not None  # there are rules
     found = opinion.changed.get(changes)
     if found is None:
         attributes = changes.apply(path.attributes)
@@ -271,11 +292,6 @@ def _outside(prefix: Network) -> Rejection:
     return Rejection.MARTIAN if MARTIANS.covers(prefix) else Rejection.OUTSIDE_POOLS
 
 
-def _lies_in(networks: PrefixSet, address: Address) -> bool:
-    return any(address in network for network in networks.networks)
-
-
-@lru_cache(maxsize=4096)
 def _is_usable(hop: Address) -> bool:
     is_special = hop.is_unspecified or hop.is_loopback or hop.is_multicast
     return not is_special and not (hop.version == 4 and hop.is_reserved)

@@ -18,9 +18,10 @@ Invariants
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import chain
 from typing import Any, Protocol
 
 from bgpd.decision import ONLY_PATH, Choice, Path, Peer, best
@@ -65,12 +66,12 @@ class Policy(Protocol):
 class Settled:
     """What a `settle` changed: prefixes by their new choice; None: no path is left."""
 
-    groups: tuple[tuple[Choice | None, frozenset[Network] | set[Network]], ...] = ()
+    groups: tuple[tuple[Choice | None, Collection[Network]], ...] = ()
 
     @property
     def prefixes(self) -> frozenset[Network]:
         """All of them."""
-        return frozenset().union(*(prefixes for _, prefixes in self.groups))
+        return frozenset(chain.from_iterable(prefixes for _, prefixes in self.groups))
 
     def __bool__(self) -> bool:
         return bool(self.groups)
@@ -223,7 +224,7 @@ class Rib:
         opinions: dict[int, Any] = {}  # by path object: all of them are held in tables meanwhile
         groups = self._settle_new(policy, opinions)
         dirty, self._dirty = self._dirty, set()
-        changed: dict[int, tuple[Choice | None, set[Network]]] = {}
+        changed: dict[int, tuple[Choice | None, list[Network]]] = {}
         only: dict[int, Choice] = {}  # a choice holds its path
         tables = tuple(self.adj_ribs_in.values())
         loc_rib = self.loc_rib
@@ -262,7 +263,11 @@ class Rib:
                 loc_rib[prefix] = after
                 if before is not None and before.path == after.path and before.used == after.used:
                     continue
-            changed.setdefault(id(after), (after, set()))[1].add(prefix)
+            group = changed.get(id(after))
+            if group is None:
+                changed[id(after)] = after, [prefix]
+            else:
+                group[1].append(prefix)
         return Settled((*groups, *changed.values()))
 
     def _settle_new(
