@@ -167,14 +167,17 @@ class BirdSocket:
             if _is_served(self._path):
                 raise FileExistsError(f"another process answers on {self._path}")
             self._path.unlink()
-        mask = os.umask(0o177)  # the socket is ours alone from its first moment
+        listening = sockets.socket(sockets.AF_UNIX)
+        # The socket is ours alone from its first moment. The mask is the whole process': nothing
+        # may wait while it is changed.
+        mask = os.umask(0o177)
         try:
-            server = await asyncio.start_unix_server(
-                self._converse, self._path, limit=LINE_BYTES, backlog=256
-            )
+            listening.bind(str(self._path))
         finally:
             os.umask(mask)
-        return server
+        return await asyncio.start_unix_server(
+            self._converse, sock=listening, limit=LINE_BYTES, backlog=256
+        )
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._open) >= CONNECTIONS:

@@ -31,6 +31,7 @@ from bgpd.bfd.packet import BadPacket, ControlPacket, Discard, State, decode, en
 from bgpd.bfd.session import (
     Action,
     BfdSession,
+    Cause,
     Changed,
     Send,
     configure,
@@ -250,7 +251,7 @@ class Engine:
     def _note(self, entry: _Entry, changed: Changed) -> None:
         entry.transitions += 1
         entry.since_s = self._wall_clock()
-        entry.reason = "" if changed.after is State.UP else changed.cause.value
+        entry.reason = "" if changed.cause is Cause.HANDSHAKE else changed.cause.value
         if changed.is_failure:
             entry.failures += 1
             self._on_failure(

@@ -6,7 +6,7 @@
 
 Started by bgpd (client.py) and not ended with it: a bgpd that restarts finds its sessions as they
 were. Without a bgpd for `LINGER_S`, on `Stop` and on SIGTERM it says AdminDown, which no peer takes
-for a failure, and ends. It ends also when it has nothing to do.
+for a failure, and ends. It ends also when bgpd is gone and wanted nothing watched.
 
 Invariants
 - One process per socket path: a lock file beside it; a second process leaves with EXIT_TAKEN.
@@ -23,6 +23,7 @@ import fcntl
 import gc
 import os
 import signal
+import socket
 import sys
 from contextlib import suppress
 from math import inf
@@ -68,17 +69,22 @@ class Process:
         self._client: asyncio.StreamWriter | None = None
         self._untold: dict[str, Failed] = {}
         self._is_report_due = False
+        self._was_told = False
         self._alone_since_s = self._loop.time()
         self._ended = asyncio.Event()
 
     async def run(self, path: Path) -> None:
         """Serve until there is no reason to any more; then say goodbye."""
         path.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX)
         mask = os.umask(0o177)
         try:
-            server = await asyncio.start_unix_server(self._converse, path, limit=LONGEST_LINE_BYTES)
+            listening.bind(str(path))
         finally:
             os.umask(mask)
+        server = await asyncio.start_unix_server(
+            self._converse, sock=listening, limit=LONGEST_LINE_BYTES
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._ended.set)
         reporting = asyncio.create_task(self._report_regularly())
@@ -137,6 +143,7 @@ class Process:
     def _obey(self, text: bytes) -> None:
         match to_process.decode(text):
             case Expect(sessions=sessions):
+                self._was_told = True
                 self._engine.expect(sessions)
                 self._work()
                 self._end_if_idle()
@@ -170,7 +177,8 @@ class Process:
     def _end_if_idle(self) -> None:
         is_alone = self._client is None
         has_waited = self._loop.time() - self._alone_since_s >= self._linger_s
-        if is_alone and (has_waited or len(self._engine) == 0):
+        has_nothing = self._was_told and len(self._engine) == 0
+        if is_alone and (has_waited or has_nothing):
             self._ended.set()
 
 
