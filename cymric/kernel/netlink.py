@@ -66,6 +66,7 @@ class Netlink:
         self._namespace = namespace
         self._requests = Requests(namespace)
         self._ipr: Any = None
+        self._listing = asyncio.Lock()
 
     def close(self) -> None:
         """Let go of the sockets."""
@@ -81,7 +82,12 @@ class Netlink:
 
     async def all(self) -> tuple[Link, ...]:
         """Every link."""
-        return tuple(map(_link, await _ask("list links", self._library.link("dump"))))
+        return tuple(map(_link, await self._list("list links", self._library.link("dump"))))
+
+    async def _list(self, what: str, answer: Awaitable[Any]) -> list[Any]:
+        """A listing. One after the other: the kernel refuses two at once on a socket (EBUSY)."""
+        async with self._listing:
+            return await _ask(what, answer)
 
     async def get(self, name: str) -> Link | None:
         """The link of that name, or None."""
@@ -122,7 +128,7 @@ class Netlink:
 
     async def addresses(self, index: int) -> tuple[Interface, ...]:
         """The addresses of a link, both families."""
-        found = await _ask(
+        found = await self._list(
             f"list addresses of link {index}", self._library.addr("dump", index=index)
         )
         return tuple(
@@ -139,7 +145,7 @@ class Netlink:
     async def routes(self, index: int, version: int = 4) -> tuple[LinkRoute, ...]:
         """The main table's routes of one family over a link."""
         family = socket.AF_INET if version == 4 else socket.AF_INET6
-        found = await _ask(
+        found = await self._list(
             f"list routes of link {index}",
             self._library.route("dump", family=family, table=RT_TABLE_MAIN, oif=index),
         )
@@ -170,7 +176,7 @@ class Netlink:
 
     async def neighbours(self, index: int) -> tuple[Neighbour, ...]:
         """The neighbour entries of a link that have a MAC, learned ones too."""
-        found = await _ask(
+        found = await self._list(
             f"list neighbours of link {index}", self._library.neigh("dump", ifindex=index)
         )
         return tuple(

@@ -236,3 +236,18 @@ def test_whom_the_kernel_sends_an_address_to(namespaces: tuple[int, int]) -> Non
     found = {text: routes.leads_to_link(ip_address(text)) for text in expected}
     routes.close()
     assert found == expected
+
+
+async def test_listings_may_overlap(machine: Machine) -> None:
+    """Whoever lists while others do gets all of it, and nobody is refused."""
+    for number in range(20):
+        await machine.here.create_veth(
+            VethPair(name=f"cali{number}", peer_name=f"eth{number}",
+                     peer_namespace=machine.there_descriptor)
+        )  # fmt: skip
+    listed = await asyncio.gather(
+        *(machine.here.all() for _ in range(20)),
+        *(machine.here.addresses(1) for _ in range(20)),
+        *(machine.here.routes(1) for _ in range(20)),
+    )
+    assert {len(links) for links in listed[:20]} == {21}
