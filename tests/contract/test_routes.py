@@ -22,6 +22,8 @@ NOWHERE = parse_address("192.0.2.1")
 BLOCK, SECOND = parse_network("198.19.16.0/26"), parse_network("198.19.16.64/26")
 HOST = parse_network("198.19.16.7/32")
 V6_BLOCK, V6_ONE = parse_network("fd00:16::/122"), parse_address("fd00:1::2")
+V6_OTHER, V6_THIRD = parse_address("fd00:1::3"), parse_address("fd00:1::4")
+OWN, V6_OWN = parse_address("198.19.0.1"), parse_address("fd00:1::1")
 
 
 class Kernel(Protocol):
@@ -137,6 +139,74 @@ async def test_several_next_hops(kernel: Kernel) -> None:
     assert not (await kernel.routes().apply({BLOCK: shared})).refused
     actual = (await kernel.routes().list())[BLOCK]
     assert [(hop.gateway, hop.weight) for hop in actual.next_hops] == [(ONE, 1), (OTHER, 3)]
+
+
+async def test_several_next_hops_in_ipv6(kernel: Kernel) -> None:
+    """IPv6 routes share traffic likewise; more and fewer next hops are one replace."""
+    routes = kernel.routes()
+    for gateways in ((V6_ONE, V6_OTHER), (V6_OTHER, V6_ONE, V6_THIRD), (V6_ONE,)):
+        wanted = Route(next_hops=tuple(map(NextHop, gateways)))
+        applied = await routes.apply({V6_BLOCK: wanted})
+        assert (applied.added + applied.replaced, applied.refused) == (1, {})
+        actual = (await kernel.routes().list())[V6_BLOCK]
+        assert tuple(hop.gateway for hop in actual.next_hops) == gateways
+        assert kernel.protocols(V6_BLOCK) == [179]
+        assert (await kernel.routes().apply({V6_BLOCK: wanted})).changed == 0
+
+
+async def test_metric_and_source(kernel: Kernel) -> None:
+    """The metric and the address that the host itself uses are kept, in both families."""
+    wanted = {
+        BLOCK: Route(next_hops=(NextHop(ONE),), metric=512, source=OWN),
+        V6_BLOCK: Route(next_hops=(NextHop(V6_ONE),), metric=2048, source=V6_OWN),
+    }
+    assert not (await kernel.routes().apply(wanted)).refused
+    actual = await kernel.routes().list()
+    assert all(wanted[prefix].is_met_by(route) for prefix, route in actual.items())
+    assert actual.keys() == wanted.keys()
+    moved = {BLOCK: Route(next_hops=(NextHop(ONE),), metric=512)}
+    assert (await kernel.routes().apply(moved)).replaced == 1
+    assert (await kernel.routes().list())[BLOCK].source is None
+
+
+async def test_changes_leave_all_other_routes(kernel: Kernel) -> None:
+    """A change adds, replaces and deletes what it names, whoever it was read from, and no more."""
+    routes = kernel.routes()
+    await routes.apply({BLOCK: via(ONE), SECOND: via(ONE), V6_BLOCK: via(V6_ONE)})
+    for driver in (routes, kernel.routes()):
+        applied = await driver.change({BLOCK: via(OTHER), SECOND: None, HOST: via(ONE)})
+        assert (applied.added, applied.replaced, applied.deleted) == (1, 1, 1)
+        assert (await kernel.routes().list()).keys() == {BLOCK, HOST, V6_BLOCK}
+        assert kernel.protocols(BLOCK) == [179]
+        undone = await driver.change({BLOCK: via(ONE), SECOND: via(ONE), HOST: None})
+        assert (undone.changed, undone.refused) == (3, {})
+    assert (await routes.change({BLOCK: via(ONE, metric=512)})).changed == 2
+    assert (await kernel.routes().list())[BLOCK].metric == 512
+    assert (await routes.change({BLOCK: None, HOST: None})).deleted == 1
+    assert kernel.protocols(BLOCK) == []
+
+
+async def test_a_refused_change_is_named(kernel: Kernel) -> None:
+    """Somebody else's route stays, and what cannot be reached is told, each by itself."""
+    kernel.add_foreign(BLOCK, protocol=4, gateway=OTHER)
+    routes = kernel.routes()
+    await routes.list()
+    applied = await routes.change({BLOCK: via(ONE), SECOND: via(NOWHERE), HOST: via(ONE)})
+    assert applied.added == 1
+    assert applied.refused.keys() == {BLOCK, SECOND}
+    assert kernel.protocols(BLOCK) == [4]
+    assert (await kernel.routes().list()).keys() == {HOST}
+
+
+async def test_a_second_metric_left_behind_goes(kernel: Kernel) -> None:
+    """Of two routes of ours to one prefix the unwanted one is removed, and only that."""
+    await kernel.routes().apply({BLOCK: via(ONE, metric=512)})
+    await kernel.routes(protocol=4).apply({})
+    kernel.add_foreign(BLOCK, protocol=179, gateway=OTHER)
+    applied = await kernel.routes().apply({BLOCK: via(ONE, metric=512)})
+    assert (applied.deleted, applied.added, applied.replaced) == (1, 0, 0)
+    assert kernel.protocols(BLOCK) == [179]
+    assert (await kernel.routes().list())[BLOCK].metric == 512
 
 
 async def test_applying_the_same_again_writes_nothing(kernel: Kernel) -> None:
