@@ -30,7 +30,8 @@ from bgpd import exabgp_commands, exabgp_orders
 from bgpd import exabgp_events as lines
 from bgpd.exabgp_answers import Established, common, established
 from bgpd.exabgp_link import Link, LinkLost
-from bgpd.exabgp_reload import Reloader
+from bgpd.exabgp_proof import keep_proving
+from bgpd.exabgp_reload import Reloader, is_accepted
 from bgpd.exabgp_session import PeerSession
 from bgpd.speaker import (
     Announcement,
@@ -167,11 +168,19 @@ class ExaBGPSpeaker:
                 self._link, self._tasks = link, tasks
                 self._running.set()
                 unconfirmed = await self._greet(greeting)
-                self._reloader = Reloader(self._configuration, link.ask, self)
+                self._reloader = Reloader(
+                    self._configuration,
+                    link.ask,
+                    self,
+                    restart=lambda: link.tell(exabgp_orders.restart()),
+                    is_accepted=is_accepted,
+                )
                 tasks.create_task(link.run(), name="exabgp: read")
                 tasks.create_task(self._confirm(link, unconfirmed), name="exabgp: confirm")
                 tasks.create_task(self._reloader.run(), name="exabgp: configuration")
                 tasks.create_task(self._verify(link), name="exabgp: verify")
+                proving = keep_proving(link, self._peers.values, self._clock)
+                tasks.create_task(proving, name="exabgp: prove")
         except* (LinkLost, OSError, TimeoutError) as group:
             reason = "; ".join(sorted({str(error) or "no answer" for error in group.exceptions}))
         finally:

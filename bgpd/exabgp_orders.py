@@ -1,14 +1,15 @@
-"""Two commands that ExaBGP 5.0.15 lacks, added in its process: hold a session down, and cut one.
+"""Commands that ExaBGP 5.0.15 lacks, added in its process: hold a session down, cut it, start anew.
 
     cymric hold <peer> <seconds> <subcode>   Cease with that subcode, then stay down so long
     cymric cut <peer> <subcode>              the same, but the session may come back at once
+    cymric restart                           end with an exit code that asks for a new process
 
 Stock `teardown` says nothing to a peer with graceful restart, which would then keep our routes, and
-ExaBGP connects again within a second. Neither command waits for anything: the NOTIFICATION goes out
+ExaBGP connects again within a second. The first two wait for nothing: the NOTIFICATION goes out
 as far as the socket takes it (the link may be dead), and the connection is closed.
 
-Neither is answered: the effect is the `down` event. Answers are matched in order, and these two
-must be able to pass commands that still wait.
+None is answered: the effect is the `down` event, or the end. Answers are matched in order, and
+these must be able to pass commands that still wait.
 
 Source: RFC 4486 (Cease subcodes), RFC 9384 (subcode 10, BFD Down).
 """
@@ -25,6 +26,10 @@ MAXIMUM_PREFIXES = 1
 CONNECTION_REJECTED = 5
 BFD_DOWN = 10
 
+EXIT_RESTART = 75
+"""EX_TEMPFAIL: not 0, so that a supervisor that restarts only what failed does so too."""
+
+_IS_RESTARTING = "_cymric_is_restarting"
 _HELD_UNTIL = "_cymric_held_until_s"
 _DRAIN_BYTES = 4 * 1024 * 1024
 
@@ -37,6 +42,16 @@ def hold(peer: str, seconds: float, subcode: int = MAXIMUM_PREFIXES) -> str:
 def cut(peer: str, subcode: int = BFD_DOWN) -> str:
     """The command that ends a session at once."""
     return f"cymric cut {peer} {subcode}"
+
+
+def restart() -> str:
+    """The command that ends this ExaBGP, as SIGTERM does, in favour of a new one."""
+    return "cymric restart"
+
+
+def exit_code(reactor: Any, ended_with: int) -> int:
+    """How the process should end: `EXIT_RESTART` if it was told to start anew."""
+    return EXIT_RESTART if getattr(reactor, _IS_RESTARTING, False) else ended_with
 
 
 def apply(api_class: Any, peer_class: Any) -> None:
@@ -70,6 +85,9 @@ def _order(reactor: Any, words: list[str]) -> None:
         case ["cymric", "cut", name, subcode]:
             for peer in _named(reactor, name):
                 _end(peer, int(subcode))
+        case ["cymric", "restart"]:
+            setattr(reactor, _IS_RESTARTING, True)
+            reactor._termination("bgpd asked for a new process", reactor.Exit.normal)
 
 
 def _named(reactor: Any, name: str) -> list[Any]:

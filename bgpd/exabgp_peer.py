@@ -49,6 +49,8 @@ class AdjRibOut:
     end_of_rib_commanded: bool = False
     end_of_rib_sent: bool = False
     is_leaving: bool = False
+    changes: int = 0
+    """How often something was commanded, or what is held was read anew."""
     _in_flight: dict[str, Announcement | None] = field(default_factory=dict)
     _unsure: set[str] = field(default_factory=set)
     _dirty: set[str] = field(default_factory=set)
@@ -75,9 +77,22 @@ class AdjRibOut:
 
     def learn(self, prefixes: Iterable[str]) -> None:
         """ExaBGP holds these prefixes for this peer, from whoever commanded them."""
+        self.changes += 1
         self.held = dict.fromkeys(prefixes, UNKNOWN)
         self._unsure = set(self.held)
         self._note_differences()
+
+    def correct(self, prefixes: Iterable[str]) -> int:
+        """ExaBGP, asked when nothing was in flight, holds these. How many differ from ours."""
+        actual = set(prefixes)
+        lost, extra = self.held.keys() - actual, actual - self.held.keys()
+        for prefix in lost:
+            del self.held[prefix]
+        self.held.update(dict.fromkeys(extra, UNKNOWN))
+        self._unsure |= extra
+        if lost or extra:
+            self._note_differences()
+        return len(lost) + len(extra)
 
     def want(self, routes: Mapping[str, Announcement]) -> None:
         """The newest whole desired state."""
@@ -94,6 +109,7 @@ class AdjRibOut:
         announce: list[Announcement] = []
         withdraw: list[str] = []
         desired = self._desired()
+        self.changes += 1
         # In no order: sorting all that waits, batch after batch, would cost more than the rest.
         for prefix in tuple(islice(self._dirty - self._in_flight.keys(), limit)):
             self._dirty.discard(prefix)

@@ -11,17 +11,21 @@ Invariants:
   our routes for its full restart time.
 - Waiting for quiet is bounded: a peer that does not read must not hold back all others.
 - A reload without effect is tried again with growing pauses, and at once when the file changes.
+- After `RELOADS_BEFORE_RESTART` reloads in a row without effect ExaBGP is told to start anew, under
+  graceful restart, but only if it would accept the file: else it would not come back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import structlog
+from prometheus_client import Counter
 
 from bgpd.exabgp_link import Reply
 from bgpd.speaker_file import Header, read_header, running_labels
@@ -31,10 +35,16 @@ POLL_S = 0.25
 QUIET_S = 5.0
 LEAVE_S = 5.0
 EFFECT_S = 5.0
+RELOADS_BEFORE_RESTART = 5
+CHECK_S = 30.0
 RECHECK_S = 300.0
 """Nothing but a reload changes what runs, and ExaBGP's answer is long: some 60 lines a peer."""
 
 log = structlog.get_logger()
+
+RESTARTS = Counter(
+    "cymric_bgp_exabgp_restarts", "Times bgpd had ExaBGP start anew, because reloads had no effect."
+)
 
 Ask = Callable[..., Awaitable[Reply]]
 
@@ -70,6 +80,7 @@ class ReloadStatus:
     wanted: dict[str, str]
     running: dict[str, str]
     failures: int = 0
+    restarts: int = 0
 
     def __str__(self) -> str:
         if self.wanted == self.running:
@@ -87,10 +98,20 @@ class ReloadStatus:
 class Reloader:
     """Watches the file while one connection to ExaBGP lasts."""
 
-    def __init__(self, path: Path, ask: Ask, peers: Peers) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ask: Ask,
+        peers: Peers,
+        *,
+        restart: Callable[[], None],
+        is_accepted: Callable[[Path], Awaitable[bool]],
+    ) -> None:
         self._path = path
         self._ask = ask
         self._peers = peers
+        self._restart = restart
+        self._is_accepted = is_accepted
         self._backoff = Backoff(first_s=0.5, most_s=30.0)
         self.status = ReloadStatus({}, {})
 
@@ -109,6 +130,8 @@ class Reloader:
                 is_done = await self._follow(read_header(self._path))
                 not_before_s = clock() + (RECHECK_S if is_done else self._backoff.next_s())
                 self.status.failures = self._backoff.failures
+                if self.status.failures >= RELOADS_BEFORE_RESTART:
+                    await self._start_anew()
             await asyncio.sleep(POLL_S)
 
     async def _follow(self, header: Header) -> bool:
@@ -129,6 +152,22 @@ class Reloader:
         finally:
             self._peers.resume()
             self._peers.leave(())
+
+    async def _start_anew(self) -> None:
+        """Reloading is no use: have a new process read the file, if it can."""
+        if not await self._is_accepted(self._path):
+            log.error("exabgp refuses the file, so it is not restarted", path=str(self._path))
+            return
+        log.error(
+            "restarting exabgp: reloads have no effect",
+            reloads=self.status.failures,
+            wanted=self.status.wanted,
+            running=self.status.running,
+        )
+        self.status.restarts += 1
+        RESTARTS.inc()
+        self._backoff.succeeded()
+        self._restart()
 
     async def _verify(self) -> bool:
         clock = asyncio.get_running_loop().time
@@ -159,6 +198,27 @@ class Reloader:
                 return False
             await asyncio.sleep(0.01)
         return True
+
+
+async def is_accepted(path: Path) -> bool:
+    """Whether ExaBGP, as a process of its own, can read the file."""
+    words = ("-m", "exabgp", "validate", "-n", str(path))
+    try:
+        async with asyncio.timeout(CHECK_S):
+            checking = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *words,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            try:
+                return await checking.wait() == 0
+            finally:
+                if checking.returncode is None:
+                    checking.kill()
+    except (OSError, TimeoutError):
+        return False
 
 
 def fingerprint(path: Path) -> tuple[int, ...]:

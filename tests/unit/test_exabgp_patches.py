@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import time
 from pathlib import Path
 
 import pytest
+from exabgp.configuration.configuration import Configuration
+from exabgp.logger.option import option
 from exabgp.reactor.delay import Delay
 
 from bgpd import exabgp_patches
@@ -119,3 +122,41 @@ def test_running_labels_are_read_from_exabgps_answer() -> None:
         "}",
     ]
     assert running_labels(answer) == {"198.19.8.2": "cymric-1", "198.19.8.3": ""}
+
+
+GOOD = """
+process relay {{ run /bin/true; encoder json; }}
+neighbor {peer} {{
+  router-id 192.0.2.1; local-address 192.0.2.1; local-as 64512; peer-as 64512;
+  family {{ ipv4 unicast; }}
+}}
+"""
+BROKEN = GOOD.replace("family", "nonsense")
+
+
+@pytest.mark.parametrize("is_repaired", [False, True], ids=["stock", "repaired"])
+def test_one_bad_file_spoils_all_later_ones_only_in_stock_exabgp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_repaired: bool
+) -> None:
+    """ExaBGP's own parser: a good file after a refused one is read, thanks to the repair alone."""
+    monkeypatch.setattr(option, "logger", logging.getLogger("exabgp"))
+
+    class Ours(Configuration):  # type: ignore[misc]
+        pass
+
+    reasons: list[str] = []
+    if is_repaired:
+        exabgp_patches.survive_bad_reload(Ours, reasons.append)
+    path = tmp_path / "exabgp.conf"
+    path.write_text(GOOD.format(peer="192.0.2.2"))
+    configuration = Ours([str(path)])
+    assert configuration.reload() is True
+    path.write_text(BROKEN.format(peer="192.0.2.3"))
+    assert configuration.reload() is not True
+    path.write_text(GOOD.format(peer="192.0.2.4"))
+    assert (configuration.reload() is True) == is_repaired
+    if is_repaired:
+        assert [str(one["peer-address"]) for one in configuration.neighbors.values()] == [
+            "192.0.2.4"
+        ]
+        assert len(reasons) == 1

@@ -270,3 +270,15 @@ def test_what_is_wanted_is_confirmed_or_pending() -> None:
     (second,) = rib.take().announce
     rib.sent(second.prefix, second)
     assert (rib.confirmed, rib.pending, rib.missing) == (2, 0, 0)
+
+
+def test_what_exabgp_lost_or_invented_is_commanded_again() -> None:
+    """Asked when nothing is in flight, ExaBGP is believed: lost routes go again, others leave."""
+    rib = started(a=1)
+    rib.take()
+    rib.sent(A, route(A, 1))
+    assert rib.correct([A]) == 0
+    assert not rib.take()
+    assert rib.correct([B]) == 2
+    changes = rib.take()
+    assert (changes.announce, changes.withdraw) == ((route(A, 1),), (B,))
