@@ -22,7 +22,7 @@ import structlog
 
 from bgpd.bfd.client import Bfd, watched
 from bgpd.bird_socket import serve_bird
-from bgpd.drain import Role, Wish, wish
+from bgpd.drain import STATUS_ANNOTATION, Role, Wish, wish
 from bgpd.drain_status import DrainStatus
 from bgpd.exabgp import ExaBGPSpeaker
 from bgpd.fib import Fib
@@ -115,8 +115,7 @@ async def run(
 
     async def announce() -> None:
         await in_sync.wait()
-        await outgoing.wait_for_felix(settings)
-        await outgoing.follow(sight, drain_status.tell)
+        await outgoing.run(settings, sight, drain_status.tell)
 
     def sight() -> Sight:
         outgoing.keep(router.sessions)
@@ -181,7 +180,8 @@ def sight_of(router: Router, speaker: Speaker, *, is_draining: bool) -> Sight:
         for peer in router.up.keys() & router.sessions.keys():
             proof = proofs.get(peer)
             told[peer] = (1, 0) if proof is None else (proof.desired, proof.confirmed)
-    return Sight(wish=wanted, told_by_peer=told, complaint=complaint)
+    stored = "" if node is None else node.annotations.get(STATUS_ANNOTATION, "")
+    return Sight(wish=wanted, told_by_peer=told, complaint=complaint, stored=stored)
 
 
 if __name__ == "__main__":

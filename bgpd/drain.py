@@ -13,8 +13,8 @@ they are marked as well, and withdrawn once no pod lives in them.
 Invariants
 - The result depends on announcements, wish and phase only; ending the drain restores everything.
 - What is passed on from others is not ours to mark.
-- A phase never goes back while the wish stays, except in a new process, which starts with marking:
-  that costs a repetition and no traffic.
+- A phase never goes back while the wish stays. A new process goes on where the Node says that the
+  one before had left; from any earlier phase it starts with marking.
 
 Source: RFC 8326 §4 (sender: community 65535:0, LOCAL_PREF 0).
 """
@@ -109,6 +109,19 @@ def advance(drain: Drain, wanted: Wish, *, is_told: bool, now_s: float) -> Drain
     if drain.phase is Phase.LEAVING and told_s is not None:
         return replace(drain, phase=Phase.LEFT, since_s=now_s)
     return drain
+
+
+def resumed(wanted: Wish, stored: str, *, now_s: float) -> Drain:
+    """The drain of a process that starts; `stored` is what the one before it wrote last."""
+    if wanted is Wish.NONE:
+        return Drain()
+    phase = Phase.LEFT if stored == described(wanted, Phase.LEFT) else Phase.MARKING
+    return Drain(wish=wanted, phase=phase, since_s=now_s)
+
+
+def described(wanted: Wish, phase: Phase) -> str:
+    """A drain's state as it is stored: two words, nothing for no drain."""
+    return f"{wanted.value} {phase.value}".strip()
 
 
 def drained(

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from bgpd.drain import STATUS_ANNOTATION, Drain
+from bgpd.drain import STATUS_ANNOTATION, Drain, described
 from cymric.datastore import api
 from cymric.datastore.api import Datastore
 from cymric.model import codec
@@ -37,7 +37,7 @@ class DrainStatus:
 
     def tell(self, drain: Drain) -> None:
         """The phase changed."""
-        self._text = f"{drain.wish.value} {drain.phase.value}" if drain.is_active else ""
+        self._text = described(drain.wish, drain.phase)
         self._kick()
 
     async def run(self) -> None:

@@ -16,9 +16,6 @@ from bgpd.router import Router
 from bgpd.session_log import SessionLog
 from bgpd.speaker import Speaker
 
-DEFAULT_LIMIT = 100_000
-"""How many prefixes a peer may send where its session says nothing else."""
-
 SESSION_UP = Gauge("cymric_bgp_session_up", "Whether a session is Established.", ["peer"])
 CHANGED = Gauge(
     "cymric_bgp_session_changed_timestamp_seconds",
@@ -52,11 +49,6 @@ _BY_PEER = (
 )
 
 
-def limit_of(router: Router, peer: str) -> int:
-    """How many prefixes the peer may announce."""
-    return router.sessions[peer].max_prefixes or DEFAULT_LIMIT
-
-
 def measure_once(router: Router, speaker: Speaker, log: SessionLog, outgoing: Outgoing) -> None:
     """Set every gauge to what is so now."""
     for gauge in _BY_PEER:
@@ -68,7 +60,7 @@ def measure_once(router: Router, speaker: Speaker, log: SessionLog, outgoing: Ou
         CHANGED.labels(peer).set(record.since_s)
         FLAPS.labels(peer).set(record.flaps)
         UPDATES.labels(peer).set(record.updates)
-        LIMIT.labels(peer).set(limit_of(router, peer))
+        LIMIT.labels(peer).set(router.rib.limit(peer))
         if (proof := proofs.get(peer)) is not None:
             TOLD.labels(peer).set(proof.desired)
             UNCONFIRMED.labels(peer).set(proof.desired - proof.confirmed)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from bgpd.drain import Drain, Role, Wish, advance, drained, is_told
+from bgpd.drain import Drain, Role, Wish, advance, described, drained, is_told, resumed
 from bgpd.speaker import Announcement
 from cymric.runtime.boot_mark import is_marked
 from cymric.runtime.settings import Settings
@@ -39,12 +39,13 @@ Routes = Mapping[str, Announcement]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
     """What the drain looks at: the wish, or why it cannot be read, and (wanted, confirmed) of each
-    peer whose session is up.
+    peer whose session is up. `stored` is how far a drain was when it was last written down.
     """
 
     wish: Wish
     told_by_peer: Mapping[str, tuple[int, int]]
     complaint: str = ""
+    stored: str = ""
 
 
 class Outgoing:
@@ -89,8 +90,30 @@ class Outgoing:
         for peer in self._wanted:
             self._tell(peer)
 
-    async def wait_for_felix(self, settings: Settings) -> None:
-        """Open when felix has marked its data plane as up, or patience ends."""
+    async def run(
+        self,
+        settings: Settings,
+        sight: Callable[[], Sight],
+        on_phase: Callable[[Drain], None] = lambda _: None,
+    ) -> None:
+        """Wait for felix, open, and keep the drain in step with its wish, until cancelled.
+
+        `on_phase` hears of each change of the drain.
+        """
+        await self._wait_for_felix(settings)
+        loop = asyncio.get_running_loop()
+        # Before the first word: a node that came back while it is drained attracts no traffic.
+        seen = sight()
+        self.drain = resumed(seen.wish, seen.stored, now_s=loop.time())
+        if described(self.drain.wish, self.drain.phase) != seen.stored:
+            on_phase(self.drain)
+        self.open()
+        while True:
+            self.step(sight(), loop.time(), on_phase)
+            await asyncio.sleep(FOLLOW_EVERY_S)
+
+    async def _wait_for_felix(self, settings: Settings) -> None:
+        """Until felix has marked its data plane as up, or patience ends."""
         patience_s = settings.announce_wait_s
         loop = asyncio.get_running_loop()
         until_s = loop.time() + patience_s
@@ -103,17 +126,6 @@ class Outgoing:
             log.info("announcing", felix_is_up=is_up)
         else:
             log.warning("announcing although felix has no data plane yet", waited_s=patience_s)
-        self.open()
-
-    async def follow(
-        self, sight: Callable[[], Sight], on_phase: Callable[[Drain], None] = lambda _: None
-    ) -> None:
-        """Keep the drain in step with its wish until cancelled; `on_phase` hears of each change."""
-        loop = asyncio.get_running_loop()
-        while True:
-            if self.is_open:
-                self.step(sight(), loop.time(), on_phase)
-            await asyncio.sleep(FOLLOW_EVERY_S)
 
     def step(
         self, seen: Sight, now_s: float, on_phase: Callable[[Drain], None] = lambda _: None

@@ -28,7 +28,7 @@ from bgpd.bird_socket import Daemon, Row
 from bgpd.decision import Path, lost_at
 from bgpd.fib import Fib
 from bgpd.listings import Stream, advertised, chosen, received
-from bgpd.metrics import limit_of, measure_once
+from bgpd.metrics import measure_once
 from bgpd.outgoing import Outgoing
 from bgpd.rib import AdjRibIn
 from bgpd.router import Router
@@ -192,7 +192,7 @@ class Questions:
             "flaps": record.flaps,
             "failed_attempts": record.attempts,
             "updates": record.updates,
-            "limit": limit_of(self._router, address),
+            "limit": self._router.rib.limit(address),
             "last_error": "" if error is None else error.text,
             "last_error_at": record.last_error_s,
             "hint": hint,

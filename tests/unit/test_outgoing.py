@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -69,27 +69,23 @@ async def test_nothing_is_said_before_felix(
     its data plane as up; then it is told what is wanted by then.
     """
     settings = Settings(node_name="us", run_dir=tmp_path)
-    waiting = asyncio.create_task(outgoing.wait_for_felix(settings))
-    outgoing.want(PEER, {})
-    outgoing.want(PEER, ROUTES)
-    await asyncio.sleep(0.05)
-    assert speaker.calls == []
-    assert "felix" in outgoing.state["waits_for"]
-    write_mark(settings.felix_mark)
-    async with asyncio.timeout(30):
-        await waiting
-    assert speaker.calls == [(PEER, ROUTES)]
-    assert outgoing.state["waits_for"] == ""
+    async with running(outgoing, settings):
+        outgoing.want(PEER, {})
+        outgoing.want(PEER, ROUTES)
+        await asyncio.sleep(0.05)
+        assert speaker.calls == []
+        assert "felix" in outgoing.state["waits_for"]
+        write_mark(settings.felix_mark)
+        await eventually(lambda: speaker.calls == [(PEER, ROUTES)], 30)
+        assert outgoing.state["waits_for"] == ""
 
 
 async def test_patience_ends(tmp_path: Path, speaker: Speaker, outgoing: Outgoing) -> None:
     """A felix that never comes up does not keep the node silent for ever."""
     outgoing.want(PEER, ROUTES)
-    async with asyncio.timeout(30):
-        await outgoing.wait_for_felix(
-            Settings(node_name="us", run_dir=tmp_path, announce_wait_s=0.1)
-        )
-    assert speaker.calls == [(PEER, ROUTES)]
+    settings = Settings(node_name="us", run_dir=tmp_path, announce_wait_s=0.1)
+    async with running(outgoing, settings):
+        await eventually(lambda: speaker.calls == [(PEER, ROUTES)], 30)
 
 
 async def test_a_restart_of_bgpd_alone_waits_for_nothing(
@@ -98,10 +94,10 @@ async def test_a_restart_of_bgpd_alone_waits_for_nothing(
     """The mark of this boot is there, whether or not felix runs just now."""
     settings = Settings(node_name="us", run_dir=tmp_path)
     write_mark(settings.felix_mark)
-    waiting = outgoing.wait_for_felix(settings)
-    with suppress(StopIteration):
-        waiting.send(None)  # the first step, without ever pausing
     outgoing.want(PEER, ROUTES)
+    running_now = outgoing.run(settings, lambda: Sight(wish=Wish.NONE, told_by_peer={}))
+    running_now.send(None)  # up to its first pause, which comes after opening
+    running_now.close()
     assert speaker.calls == [(PEER, ROUTES)]
 
 
@@ -171,14 +167,77 @@ def test_peers_that_are_gone_are_forgotten(speaker: Speaker, outgoing: Outgoing)
     assert len(speaker.calls) == 2
 
 
-async def test_it_is_followed(speaker: Speaker, outgoing: Outgoing) -> None:
-    """What the sight says takes effect by itself."""
-    outgoing.open()
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ("services left", {}),
+        ("services leaving", {SERVICE.prefix: marked(SERVICE)}),
+        ("reboot left", {SERVICE.prefix: marked(SERVICE)}),
+        ("", {SERVICE.prefix: marked(SERVICE)}),
+    ],
+)
+async def test_a_start_while_drained(
+    tmp_path: Path,
+    speaker: Speaker,
+    outgoing: Outgoing,
+    stored: str,
+    expected: dict[str, Announcement],
+) -> None:
+    """Not for a moment does a node that starts drained announce a service as ever; one that had
+    left stays away.
+    """
+    settings = Settings(node_name="us", run_dir=tmp_path, announce_wait_s=0)
     outgoing.want(PEER, ROUTES)
-    sight = Sight(wish=Wish.SERVICES, told_by_peer={PEER: (1, 1)})
-    task = asyncio.create_task(outgoing.follow(lambda: sight))
+    sight = Sight(wish=Wish.SERVICES, told_by_peer={PEER: (1, 0)}, stored=stored)
+    async with running(outgoing, settings, sight):
+        await eventually(lambda: bool(speaker.calls), 30)
+        assert speaker.calls == [(PEER, expected)]
+
+
+async def test_a_state_that_is_over_is_told(
+    tmp_path: Path, speaker: Speaker, outgoing: Outgoing
+) -> None:
+    """A wish that was taken back while nobody ran: what is stored of it is corrected."""
+    settings = Settings(node_name="us", run_dir=tmp_path, announce_wait_s=0)
+    told: list[Drain] = []
+    sight = Sight(wish=Wish.NONE, told_by_peer={}, stored="services left")
+    task = asyncio.create_task(outgoing.run(settings, lambda: sight, told.append))
     try:
+        await eventually(lambda: told == [Drain()], 30)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_it_is_followed(tmp_path: Path, speaker: Speaker, outgoing: Outgoing) -> None:
+    """What the sight says takes effect by itself."""
+    settings = Settings(node_name="us", run_dir=tmp_path, announce_wait_s=0)
+    outgoing.want(PEER, ROUTES)
+    sights = [Sight(wish=Wish.NONE, told_by_peer={})]
+    task = asyncio.create_task(outgoing.run(settings, lambda: sights[-1]))
+    try:
+        await eventually(lambda: speaker.calls == [(PEER, ROUTES)], 30)
+        sights.append(Sight(wish=Wish.SERVICES, told_by_peer={PEER: (1, 1)}))
         await eventually(lambda: len(speaker.calls) == 2, 30)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+NO_WISH = Sight(wish=Wish.NONE, told_by_peer={})
+
+
+@asynccontextmanager
+async def running(
+    outgoing: Outgoing, settings: Settings, sight: Sight = NO_WISH
+) -> AsyncIterator[None]:
+    task = asyncio.create_task(outgoing.run(settings, lambda: sight))
+    try:
+        yield
+        if task.done():
+            task.result()
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
