@@ -8,6 +8,7 @@ import msgspec
 
 from cymric.datastore.api import Datastore, Delete, Put, Transaction
 from cymric.model import codec
+from cymric.model.bgp_filter import BGPFilter
 from cymric.model.endpoints import WorkloadEndpoint, WorkloadEndpointSpec, endpoint_name
 from cymric.model.ipam import AffinityState, AllocationAttribute, AllocationBlock, BlockAffinity
 from cymric.model.keys import AffinityKey, BlockKey, Key, ResourceKey
@@ -95,7 +96,7 @@ def endpoint(name: str, on: str, address: str) -> WorkloadEndpoint:
 def key_of(value: object, *, owner: str = "", cidr: str = "") -> Key:
     """Where a value is stored; an affinity does not say itself."""
     match value:
-        case Node() | IPPool() | BGPPeer() | BGPConfiguration():
+        case Node() | IPPool() | BGPPeer() | BGPConfiguration() | BGPFilter():
             return ResourceKey(value.kind, value.metadata.name)
         case WorkloadEndpoint():
             return ResourceKey(value.kind, value.metadata.name, value.metadata.namespace)
