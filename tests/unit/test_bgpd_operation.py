@@ -32,9 +32,10 @@ from cymric.datastore.syncer import Update
 from cymric.model.keys import ResourceKey
 from cymric.runtime.boot_mark import write_mark
 from tests.support.eventually import eventually
-from tests.support.routing import block, endpoint, node, pool, store
+from tests.support.routing import block, configuration, endpoint, node, pool, store
 from tests.unit.test_bgpd_daemon import OTHER, OWN, THEIRS, Node
 
+SERVICES = "10.96.0.0/12"
 US_KEY = str(ResourceKey("Node", "us"))
 
 
@@ -124,6 +125,28 @@ async def test_a_node_is_drained_and_comes_back(us: Node) -> None:
         assert not is_marked(us, OWN)
         await eventually(lambda: _is(told_phase(us), ""), 30)
         assert (await stored(us))["spec"]["ofANewerVersion"] == {"kept": True}
+
+
+async def test_services_leave_and_pods_stay(us: Node) -> None:
+    """Without a reboot in sight the range of services is marked and then withdrawn; the block is
+    told as ever all the time. A bgpd that restarts meanwhile changes nothing of it.
+    """
+    services = configuration(serviceClusterIPs=[{"cidr": SERVICES}])
+    await store(us.store, services)
+    async with us.running():
+        us.up()
+        await eventually(lambda: us.heard(OTHER) == {OWN, SERVICES}, 30)
+        assert not is_marked(us, SERVICES)
+        await wish(us, "services")
+        await eventually(lambda: us.heard(OTHER) == {OWN}, 30)
+        assert not is_marked(us, OWN)
+        await eventually(lambda: _is(told_phase(us), "services left"), 30)
+    us.speaker.advertised.clear()
+    async with us.running():
+        await eventually(lambda: us.heard(OTHER) == {OWN}, 30)
+        await wish(us, None)
+        await eventually(lambda: us.heard(OTHER) == {OWN, SERVICES}, 30)
+        assert not is_marked(us, SERVICES)
 
 
 async def test_the_command_line_drains_a_node(us: Node, capsys: pytest.CaptureFixture[str]) -> None:
