@@ -110,20 +110,6 @@ def released(
 # --- in bulk ---
 
 
-async def claim_all(
-    store: Datastore, host: str, cidr: Network, block_prefix_length: int
-) -> tuple[tuple[Network, ...], tuple[Network, ...]]:
-    """Claim every block inside `cidr`; returns those that are the host's now, and the others."""
-    if cidr.prefixlen > block_prefix_length:
-        raise ValueError(f"{cidr} is smaller than a block, which is a /{block_prefix_length}")
-    claimed: list[Network] = []
-    others: list[Network] = []
-    for network in cidr.subnets(new_prefix=block_prefix_length):
-        is_ours = await claim(store, host, network) is not None
-        (claimed if is_ours else others).append(network)
-    return tuple(claimed), tuple(others)
-
-
 async def release_all(
     store: Datastore, host: str, cidr: Network | None = None, *, require_empty: bool = False
 ) -> dict[Network, Released]:

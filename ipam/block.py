@@ -47,18 +47,6 @@ def record_of(handle: str | None, attributes: Mapping[str, str]) -> AllocationAt
     )
 
 
-def free_ordinals(
-    block: AllocationBlock, reserved: Collection[int] = NONE_RESERVED
-) -> tuple[int, ...]:
-    """The ordinals that may be handed out, in the order they will be."""
-    return tuple(ordinal for ordinal in block.unallocated if ordinal not in reserved)
-
-
-def ordinals_of_record(block: AllocationBlock, record: AllocationAttribute) -> tuple[int, ...]:
-    """The ordinals held under exactly this handle and these attributes."""
-    return tuple(ordinal for ordinal, holder in block.held() if _is_same(holder, record))
-
-
 def ordinals_of_handle(block: AllocationBlock, handle: str) -> tuple[int, ...]:
     """The ordinals a handle holds, ascending."""
     return tuple(ordinal for ordinal, holder in block.held() if holder.handle == handle)

@@ -20,7 +20,6 @@ pool of another size, no guard of ours can refuse, and `cymric ipam check` repor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from ipaddress import IPv6Address
 
 from cymric.datastore.api import ABSENT, Compare, NoneCreated
@@ -57,11 +56,6 @@ def prefixes(network: Network) -> tuple[str, ...]:
     last_group_zero = f"{place}{IPv6Address(first)}-"
     others = f"{place}{str(IPv6Address(first + 1))[:-1]}"
     return (others,) if last_group_zero.startswith(others) else (last_group_zero, others)
-
-
-def overlapping(network: Network, existing: Iterable[Network]) -> tuple[Network, ...]:
-    """Those of `existing` that share an address with `network` and are not equal to it."""
-    return tuple(other for other in existing if other != network and other.overlaps(network))
 
 
 def _dotted(leading: int) -> str:
