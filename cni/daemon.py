@@ -87,9 +87,15 @@ async def serve(settings: Settings, health: Health) -> None:
     """Answer CNI calls until cancelled."""
     health.expect("socket", "datastore", "leftovers undone")
     store = open_datastore(settings)
-    routes, unused = HostRoutes(), UnusedAddresses(settings.node_name)
+    routes = HostRoutes()
+    unused = UnusedAddresses(settings.node_name, grace_s=settings.ipam_leak_grace_s)
     allocator = Allocator(
-        store, settings.node_name, is_routed=routes.leads_to_link, on_block=unused.on_block
+        store,
+        settings.node_name,
+        is_routed=routes.leads_to_link,
+        on_block=unused.on_block,
+        ahead_part=settings.ipam_ahead_part,
+        idle_s=settings.ipam_idle_s,
     )
     cluster = Cluster()
     status = StatusDirectory(settings.endpoint_status_dir)

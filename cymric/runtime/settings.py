@@ -43,6 +43,10 @@ class Settings:
     wait for felix. `bird_socket_dir` is where bgpd serves BIRD's control sockets, `none` nowhere.
     `announce_wait_s` is how long bgpd waits, after a boot, for felix to have the data plane up
     before it announces routes all the same; 0 does not wait.
+
+    `ipam_ahead_part` is the part of a block that shall be left free on this node before the next one
+    is claimed, 0 claims nothing ahead; `ipam_idle_s` is how long a block stays empty before it is
+    given back, `ipam_leak_grace_s` how long an address must be unknown to everybody on this node.
     """
 
     node_name: str = ""
@@ -59,6 +63,9 @@ class Settings:
     policy_setup_timeout_s: float = 5.0
     bird_socket_dir: str = ""
     announce_wait_s: float = 60.0
+    ipam_ahead_part: float = 0.25
+    ipam_idle_s: float = 900.0
+    ipam_leak_grace_s: float = 900.0
     log_level: str = "info"
     log_format: str = "auto"
     http_host: str = "127.0.0.1"
@@ -73,6 +80,10 @@ class Settings:
             raise BadSettings(f"log_format {self.log_format!r} is not auto, console or json")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise BadSettings(f"log_level {self.log_level!r} is not debug, info, warning or error")
+        if not 0 <= self.ipam_ahead_part <= 1:
+            raise BadSettings(f"ipam_ahead_part {self.ipam_ahead_part} is not between 0 and 1")
+        if min(self.ipam_idle_s, self.ipam_leak_grace_s) <= 0:
+            raise BadSettings("ipam_idle_s and ipam_leak_grace_s have to be more than 0")
         if not self.etcd_endpoints:
             raise BadSettings("etcd_endpoints is empty")
 

@@ -76,6 +76,8 @@ def test_where_birds_sockets_are(
         ({}, 'colour = "red"', "colour"),
         ({}, "= 1", "cymric.toml"),
         ({"CYMRIC_ETCD_ENDPOINTS": ","}, "", "etcd_endpoints"),
+        ({"CYMRIC_IPAM_AHEAD_PART": "1.5"}, "", "ipam_ahead_part"),
+        ({}, "ipam_idle_s = 0.0", "ipam_idle_s"),
     ],
 )
 def test_bad_settings_are_named(
