@@ -2,8 +2,9 @@
 
     AdjRibIn, Adj-RIB-Out, Loc-RIB ─▶ rows ─▶ Stream ─▶ bgpd.sock, a few hundred at a time
 
-A hundred thousand routes must not stop the loop, so what is copied at once is a list of references,
-and each row is made when its turn comes. Rows are in no order; whoever shows them sorts.
+A hundred thousand routes must not stop the loop, so what is copied at once are the prefixes alone,
+and each row is made when its turn comes, of what is so then; a route that is gone by then is left
+out. Rows are in no order; whoever shows them sorts.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Stream:
 
 def received(table: AdjRibIn) -> Iterator[Row]:
     """What a peer sent, and why what is not used is not."""
-    for prefix, path in list(table.paths.items()):
+    for prefix in list(table.paths):
+        if (path := table.paths.get(prefix)) is None:
+            continue
         reason = table.rejected.get(prefix)
         yield {
             "prefix": str(prefix),
@@ -62,7 +65,9 @@ def received(table: AdjRibIn) -> Iterator[Row]:
 
 def advertised(routes: Mapping[str, Announcement], why: Callable[[str], str]) -> Iterator[Row]:
     """What a peer should have from us, and why."""
-    for prefix, route in list(routes.items()):
+    for prefix in list(routes):
+        if (route := routes.get(prefix)) is None:
+            continue
         yield {
             "prefix": prefix,
             "next_hop": route.next_hop,
@@ -73,7 +78,9 @@ def advertised(routes: Mapping[str, Announcement], why: Callable[[str], str]) ->
 
 def chosen(loc_rib: Mapping[Network, Choice]) -> Iterator[Row]:
     """The routes in use."""
-    for prefix, choice in list(loc_rib.items()):
+    for prefix in list(loc_rib):
+        if (choice := loc_rib.get(prefix)) is None:
+            continue
         yield {
             "prefix": str(prefix),
             "next_hop": str(choice.path.next_hop),
