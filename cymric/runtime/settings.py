@@ -44,9 +44,9 @@ class Settings:
     `announce_wait_s` is how long bgpd waits, after a boot, for felix to have the data plane up
     before it announces routes all the same; 0 does not wait.
 
-    `ipam_ahead_part` is the part of a block that shall be left free on this node before the next one
-    is claimed, 0 claims nothing ahead; `ipam_idle_s` is how long a block stays empty before it is
-    given back, `ipam_leak_grace_s` how long an address must be unknown to everybody on this node.
+    With less than `ipam_ahead_part` of a block left free on this node the next one is claimed, 0
+    claims nothing ahead; `ipam_idle_s` is how long a block stays empty before it is given back,
+    `ipam_leak_grace_s` how long an address must be unknown to everybody here before it is released.
     """
 
     node_name: str = ""
