@@ -127,9 +127,9 @@ class Router:
 
     def on_updates(self, updates: Sequence[Update]) -> None:
         """The datastore changed."""
-        self.view.update(updates)
-        self._is_view_dirty = True
-        self.kick()
+        if self.view.update(updates):
+            self._is_view_dirty = True
+            self.kick()
 
     def on_service_addresses(self, addresses: frozenset[Network]) -> None:
         """Whoever watches services says for which addresses (/32, /128) this node stands."""
@@ -321,6 +321,7 @@ class Router:
             reason = f"announced more than {limit} prefixes"
             log.error("session held down", peer=peer, reason=reason, retry_after_s=HOLD_S)
             self.rib.drop(peer)
+            self.up.pop(peer, None)  # what it said before the session ends is not listened to
             self._speaker.hold_session(peer, reason, HOLD_S)
         for peer, table in self.rib.adj_ribs_in.items():
             is_nearly_full = len(table.paths) >= NEARLY_FULL * self.rib.limit(peer)

@@ -73,22 +73,36 @@ class View:
     claims: PrefixMap[Claim] = field(default_factory=PrefixMap)
     _changed_claims: set[Network] = field(default_factory=set)
 
-    def update(self, updates: Sequence[Update]) -> None:
-        """Take in what changed; None means gone."""
+    def update(self, updates: Sequence[Update]) -> bool:
+        """Take in what changed; None means gone. False if nothing that routing looks at did.
+
+        Another node's block changes with each of its pods; that alone means nothing here.
+        """
+        is_news = False
         for update in updates:
             match update.key:
                 case BlockKey(cidr):
                     block = update.value if isinstance(update.value, AllocationBlock) else None
                     _set(self.blocks, cidr, block)
-                    self._claim(cidr, None if block is None else claim_on(block))
+                    is_news |= self._claim(cidr, None if block is None else claim_on(block))
+                    is_news = is_news or self._has_workload_in(cidr)
                 case AffinityKey(owner, cidr, "host") if owner == self.node:
                     _set(self.affinities, cidr, _of(update.value, BlockAffinity))
+                    is_news = True
                 case ResourceKey() as key:
-                    self._update_resource(key, update.value)
+                    is_news |= self._update_resource(key, update.value)
                 case _:
                     pass
+        return is_news
 
-    def _update_resource(self, key: ResourceKey, value: object | None) -> None:
+    def _has_workload_in(self, cidr: Network) -> bool:
+        return any(
+            address in cidr
+            for endpoint in self.endpoints.values()
+            for address in endpoint.spec.addresses
+        )
+
+    def _update_resource(self, key: ResourceKey, value: object | None) -> bool:
         match key.kind:
             case "Node":
                 _set(self.nodes, key.name, _of(value, Node))
@@ -103,18 +117,22 @@ class View:
             case "WorkloadEndpoint":
                 endpoint = _of(value, WorkloadEndpoint)
                 is_here = endpoint is not None and endpoint.spec.node == self.node
+                was_here = key in self.endpoints
                 _set(self.endpoints, key, endpoint if is_here else None)
+                return is_here or was_here
             case _:
-                pass
+                return False
+        return True
 
-    def _claim(self, cidr: Network, claim: Claim | None) -> None:
+    def _claim(self, cidr: Network, claim: Claim | None) -> bool:
         if self.claims.get(cidr) == claim:
-            return
+            return False
         self._changed_claims.add(cidr)
         if claim is None:
             self.claims.discard(cidr)
         else:
             self.claims[cidr] = claim
+        return True
 
     def take_changed_claims(self) -> frozenset[Network]:
         """The blocks whose claims changed since the last call."""

@@ -141,8 +141,12 @@ def test_a_flood_takes_the_session_down() -> None:
     world.hear(TOR, flood[-1])
     reason, retry_s = world.speaker.held[TOR]
     assert (reason, retry_s > 0) == ("announced more than 100000 prefixes", True)
+    world.hear(TOR, *flood[:5])  # was under way already
     assert world.kernel == NORMAL
     assert TOR not in world.router.rib.adj_ribs_in
+    world.up(TOR)
+    world.hear(TOR, flood[0])
+    assert world.kernel == NORMAL | {flood[0]: TOR}
 
 
 @pytest.mark.parametrize("by", ["peer", "cluster"])
@@ -269,3 +273,20 @@ def test_the_metric_that_a_preference_stands_for() -> None:
     metrics = {str(prefix): route.metric for prefix, route in wanted.routes.items()}
     assert metrics == {OWN: 900, THEIRS: 1024, FREE: 900}
     assert world.speaker.advertised[OTHER][OWN].attributes.local_pref == 2**31 - 1 - 900
+
+
+def test_pods_of_other_nodes_cost_nothing() -> None:
+    """Another node's block changes with each of its pods; only what bears on routing is news."""
+    world = World(endpoint("borrowing", "us", "198.19.16.130"))
+    view = world.router.view
+
+    def told(*objects: object) -> bool:
+        return view.update([Update(key_of(one), one) for one in objects])
+
+    assert not told(block(THEIRS, "other", {"198.19.16.70/32": "other"}))
+    assert not told(endpoint("there", "other", "198.19.16.70"))
+    assert told(block(THEIRS, "other", {"198.19.16.70/32": "us"}))
+    assert told(block(THEIRS, "third"))
+    assert told(block("198.19.16.128/26", "third", {"198.19.16.129/32": "third"}))
+    assert told(block("198.19.16.128/26", "third", {"198.19.16.130/32": "third"}))
+    assert told(node("third", f"{THIRD}/20"))
