@@ -214,6 +214,7 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
             kick,
             clock=time.monotonic,
             on_applied=on_applied,
+            on_host_interfaces=calculation.on_host_interfaces,
         ).run()
 
 

@@ -137,9 +137,15 @@ def plan(
 def _temporary_names(actual: Collection[str]) -> Mapping[int, Iterator[str]]:
     """Names that are free, by family: what an earlier process left may still be in use."""
     return {
-        version: (name for number in count() if (name := f"{prefix}{number}") not in actual)
+        version: _free_names(prefix, actual)
         for version, prefix in TEMPORARY_PREFIX_BY_VERSION.items()
     }
+
+
+def _free_names(prefix: str, taken: Collection[str]) -> Iterator[str]:
+    for number in count():
+        if (name := f"{prefix}{number}") not in taken:
+            yield name
 
 
 def _create(name: str, want: SavedSet) -> Iterable[str]:

@@ -6,12 +6,13 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from cymric.kernel.command import Commands
 from cymric.model.net import parse_network
-from felix.ipset.sets import IPSet, IPSets, SavedSet, parse, texts
+from felix.ipset.sets import IPSet, IPSets, SavedSet, parse, plan, texts
 from tests.contract.test_iptables import CountingCommands
 from tests.support.fake_iptables import FakeIpset
 
@@ -205,3 +206,50 @@ async def test_ipv6_sets_stand_beside_those_of_ipv4(host: Host) -> None:
     again.want([pools("198.19.16.0/21"), IPSet("pools", networks("fd00:20::/48"), ip_version=6)])
     assert await again.write() is True
     assert host.sets()["cali60pools"].members == {"fd00:20::/48"}
+
+
+async def test_copies_have_the_wanted_members_and_their_family(host: Host) -> None:
+    """A copy is made beside what rules use, under a free name of its family, and goes again."""
+    sets = driver(host)
+    old, new = frozenset({"192.0.2.1"}), frozenset({"192.0.2.2"})
+    one = IPSet("s:one", old, is_policy=True)
+    other = IPSet("s:other", frozenset({"fd00::1"}), ip_version=6, is_policy=True)
+    sets.want([one, other])
+    assert await sets.create() == ()
+    sets.want([replace(one, members=new), replace(other, members=frozenset({"fd00::2"}))])
+    changes = await sets.create()
+    assert {(change.name, *change.gained, *change.lost) for change in changes} == {
+        ("cali40s:one", "192.0.2.2", "192.0.2.1"),
+        ("cali60s:other", "fd00::2", "fd00::1"),
+    }
+    assert await sets.copy(change.name for change in changes) == {
+        "cali40s:one": "cali4t0",
+        "cali60s:other": "cali6t0",
+    }
+    saved = host.sets()
+    assert saved["cali4t0"].members == new
+    assert saved["cali6t0"].ip_version == 6
+    assert saved["cali40s:one"].members == old
+    await sets.write()
+    await sets.delete_unwanted()
+    saved = host.sets()
+    assert saved["cali40s:one"].members == new
+    assert not [name for name in saved if name.startswith(("cali4t", "cali6t"))]
+
+
+async def test_change_at_once_is_a_swap(host: Host) -> None:
+    """A set that may not be seen half changed is swapped; a single member is not worth that."""
+    sets = driver(host)
+    many = frozenset(f"192.0.2.{number}" for number in range(1, 9))
+    sets.want([IPSet("s:one", many, is_policy=True)])
+    await sets.write()
+    for members, is_swapped in (
+        (many | {"192.0.2.9"}, False),
+        (many | {"192.0.2.10", "192.0.2.11"}, True),
+    ):
+        lines = plan(
+            {"cali40s:one": SavedSet("hash:net", 1048576, many)},
+            {"cali40s:one": SavedSet("hash:net", 1048576, members)},
+            at_once={"cali40s:one"},
+        )
+        assert any(line.startswith("swap ") for line in lines) is is_swapped

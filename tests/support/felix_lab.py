@@ -18,6 +18,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -171,10 +172,23 @@ class FelixLab:
                 return float(line.rpartition(" ")[2])
         raise AssertionError(f"felix has no metric {name}")
 
-    def put(self, kind: str, plural: str, name: str, spec: dict[str, object]) -> None:
+    def put(
+        self,
+        kind: str,
+        plural: str,
+        name: str,
+        spec: Mapping[str, object],
+        labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+    ) -> None:
         """Store an object; `name` may start with a namespace and a slash."""
         namespace, _, short = name.rpartition("/")
-        metadata = {"name": short} | ({"namespace": namespace} if namespace else {})
+        metadata: dict[str, object] = {
+            "name": short,
+            **({"namespace": namespace} if namespace else {}),
+            "labels": dict(labels or {}),
+            "annotations": dict(annotations or {}),
+        }
         tree = {"kind": kind, "apiVersion": "projectcalico.org/v3", "metadata": metadata}
         text = json.dumps({**tree, "spec": spec})
         self._etcdctl("put", f"{RESOURCES}/{plural}/{name}", stdin=text)
@@ -190,7 +204,11 @@ class FelixLab:
         self.put("IPPool", "ippools", name, spec)
 
     def put_endpoint(
-        self, pod: Pod, profile: str = "projectcalico-default-allow", **more: object
+        self,
+        pod: Pod,
+        profile: str = "projectcalico-default-allow",
+        labels: Mapping[str, str] | None = None,
+        **more: object,
     ) -> None:
         """Store a pod's endpoint; `more` goes into its spec."""
         spec: dict[str, object] = {
@@ -208,7 +226,8 @@ class FelixLab:
             "mac": pod.mac,
             **more,
         }
-        self.put("WorkloadEndpoint", "workloadendpoints", f"default/{wep_name(pod)}", spec)
+        name = f"default/{wep_name(pod)}"
+        self.put("WorkloadEndpoint", "workloadendpoints", name, spec, labels)
 
     def delete_endpoint(self, pod: Pod) -> None:
         """Remove a pod's endpoint."""
@@ -246,6 +265,14 @@ class FelixLab:
         run("ip", "-n", self.node, "link", "del", pod.interface, check=False)
         run("ip", "netns", "del", pod.namespace, check=False)
         self.namespaces.remove(pod.namespace)
+
+    def start_in(self, namespace: str, *words: str) -> subprocess.Popen[bytes]:
+        """Start a program in a namespace; it is killed at the end."""
+        process = subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{namespace}", *words], stdout=subprocess.PIPE
+        )
+        self.processes.append(process)
+        return process
 
     def status_file(self, pod: Pod) -> Path:
         """The pod's status file."""
