@@ -22,9 +22,11 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from random import random
+
+from msgspec.structs import replace
 
 from bgpd.bfd.messages import Failed, Report, SessionReport, WantedSession
 from bgpd.bfd.packet import BadPacket, ControlPacket, Discard, State, decode, encode
@@ -141,9 +143,9 @@ class Engine:
         is_away = now_s - due_s > LATE_S
         self.stalls += is_away
         while self._deadlines and self._deadlines[0][0] <= now_s:
-            _, discriminator = heapq.heappop(self._deadlines)
+            at_s, discriminator = heapq.heappop(self._deadlines)
             entry = self._by_discriminator.get(discriminator)
-            if entry is not None:
+            if entry is not None and entry.scheduled_s == at_s:  # else an earlier one took over
                 entry.scheduled_s = inf
                 self._meet_deadline(entry, now_s, may_have_missed=is_away or unread <= 0)
         return min(self._retry_at_s, self._deadlines[0][0] if self._deadlines else inf)

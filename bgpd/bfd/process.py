@@ -103,6 +103,8 @@ class Process:
     def _work(self) -> None:
         due_s = self._engine.work()
         if self._timer is not None:
+            if self._timer.when() == due_s > self._loop.time():
+                return  # a packet rarely changes what is due next
             self._timer.cancel()
             self._timer = None
         if due_s < inf:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import heapq
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from dataclasses import replace as replace_field
 from itertools import pairwise
 from math import inf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from bgpd.bfd.packet import ControlPacket, Diagnostic, State, decode, encode
 from bgpd.bfd.session import (
@@ -42,7 +44,7 @@ def packet(state: State, **fields: object) -> ControlPacket:
         required_min_rx_us=300_000,
         multiplier=3,
     )
-    return replace(said, **fields)  # type: ignore[arg-type]
+    return replace_field(said, **fields)  # type: ignore[arg-type]
 
 
 def sent(actions: tuple[Action, ...]) -> list[ControlPacket]:
