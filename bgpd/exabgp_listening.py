@@ -1,8 +1,9 @@
 """Repairs of how ExaBGP 5.0.15 takes connections, applied by `exabgp_patches.apply`.
 
 - `check_distance`: TTL security (RFC 5082) was checked on connections that ExaBGP opens, not on
-  those it accepts, unless the peer had a listening socket of its own. Here each accepted connection
-  drops what comes from too far away.
+  those it accepts, unless the peer had a listening socket of its own. Here a connection whose first
+  packet (kept by the kernel, TCP_SAVE_SYN) came from too far away is closed, and each accepted one
+  drops what comes from too far away later.
 - `answer_from_close_by`: the answer to a peer's SYN left with the system's TTL of 64, which a peer
   with TTL security drops. Here listening sockets send with 255, as BIRD's do; so do connections
   accepted from them, which harms nobody.
@@ -17,6 +18,8 @@ import socket
 from typing import Any
 
 FARTHEST_TTL = 255
+TCP_SAVE_SYN, TCP_SAVED_SYN = 27, 28
+"""From linux/tcp.h; Python's socket module has no names for them."""
 
 
 def apply(listener_module: Any) -> None:
@@ -36,23 +39,39 @@ def check_distance(listener_module: Any) -> None:
         least = neighbor["incoming-ttl"]
         if not least or connection.io is None:
             return
+        peer = neighbor["peer-address"]
         try:
             listener_module.set_minimum_ttl(connection.io, connection.afi, connection.peer, least)
-        except listener_module.NetworkError as error:
+            is_near = first_ttl(connection.io) >= least
+        except (OSError, listener_module.NetworkError) as error:
             reason = str(error)
-            listener_module.log.critical(lambda: f"refusing {connection.name()}: {reason}", "tcp")
+            listener_module.log.critical(lambda: f"cannot check the TTL of {peer}: {reason}", "tcp")
+            is_near = False
+        if not is_near:
+            listener_module.log.critical(
+                lambda: f"connection of {peer} came from too far away, it is closed", "tcp"
+            )
             connection.io.shutdown(socket.SHUT_RDWR)
 
     listener_module.set_accepted_ttl = set_both
 
 
+def first_ttl(connection: socket.socket) -> int:
+    """The TTL or hop limit of the SYN that opened a connection; 0 if the kernel kept none."""
+    syn = connection.getsockopt(socket.IPPROTO_TCP, TCP_SAVED_SYN, 256)
+    if len(syn) < 20:
+        return 0
+    return syn[8] if syn[0] >> 4 == 4 else syn[7]
+
+
 def answer_from_close_by(listener_class: Any) -> None:
-    """Listening sockets send with the greatest TTL."""
+    """Listening sockets send with the greatest TTL, and keep the first packets they get."""
     create = listener_class._new_socket
 
     @functools.wraps(create)
     def new_socket(listener: Any, ip: Any) -> Any:
         made = create(listener, ip)
+        made.setsockopt(socket.IPPROTO_TCP, TCP_SAVE_SYN, 1)
         if made.family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, FARTHEST_TTL)
         else:

@@ -1,0 +1,275 @@
+"""Our whole speaker (confd, ExaBGP, bgpd) against FRR as top-of-rack router and against BIRD."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cymric.datastore.api import delete, put
+from cymric.model.keys import PasswordKey, ResourceKey
+from tests.support.bgp_node import BgpNode
+from tests.support.bird import BirdRouter
+from tests.support.eventually import eventually
+from tests.support.frr import Frr
+from tests.support.routing import block, pool, store
+from tests.support.underlay import Host, Underlay, run
+
+pytestmark = [pytest.mark.root, pytest.mark.peers]
+
+PATIENCE_S = 60.0
+POOL4, OURS4, THEIRS4 = "198.19.16.0/24", "198.19.16.0/26", "198.19.16.64/26"
+POOL6, OURS6, THEIRS6 = "fd20::/64", "fd20::/122", "fd20::40/122"
+OURS, THEIRS = {4: OURS4, 6: OURS6}, {4: THEIRS4, 6: THEIRS6}
+TOR_ASN, CLUSTER_ASN = 64900, 64512
+
+
+@pytest.fixture
+def underlay(tmp_path: Path) -> Iterator[Underlay]:
+    made = Underlay(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+async def us(underlay: Underlay) -> BgpNode:
+    """Our node, with a block in a pool of each family and no mesh."""
+    made = BgpNode(underlay, underlay.host("us", 1))
+    await node(made, "us", made.host)
+    await resource(made, "BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False})
+    await store(made.store, pool(POOL4, name="four"), pool(POOL6, name="six"))
+    await store(made.store, block(OURS4, "us"), block(OURS6, "us"))
+    return made
+
+
+async def resource(us: BgpNode, kind: str, name: str, spec: dict[str, Any]) -> None:
+    """Store an object as calicoctl would."""
+    tree = {"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name}}
+    await put(us.store, str(ResourceKey(kind, name)), json.dumps({**tree, "spec": spec}).encode())
+
+
+async def node(us: BgpNode, name: str, host: Host, **bgp: Any) -> None:
+    """Store a Node with both addresses of a host."""
+    addresses = {"ipv4Address": f"{host.v4}/20", "ipv6Address": f"{host.v6}/64"}
+    await resource(us, "Node", name, {"bgp": {**addresses, **bgp}})
+
+
+async def secret(us: BgpNode, name: str, password: str) -> None:
+    """Store a password; its key in the secret is `key`."""
+    await put(us.store, str(PasswordKey(name, "key")), password.encode())
+
+
+def password_of(name: str) -> dict[str, Any]:
+    """A BGPPeer's reference to it."""
+    return {"secretKeyRef": {"name": name, "key": "key"}}
+
+
+def address(host: Host, version: int) -> str:
+    """One of a host's two addresses."""
+    return host.v4 if version == 4 else host.v6
+
+
+def frr_configuration(us: Host, version: int, *lines: str) -> str:
+    """A ToR that peers with us, says what `lines` want of us, and announces a prefix."""
+    peer = address(us, version)
+    extra = "\n".join(f" neighbor {peer} {line}" for line in lines)
+    return f"""\
+router bgp {TOR_ASN}
+ bgp router-id 198.19.0.9
+ no bgp ebgp-requires-policy
+ no bgp network import-check
+ no bgp default ipv4-unicast
+ timers bgp 3 9
+ neighbor {peer} remote-as {CLUSTER_ASN}
+ neighbor {peer} timers connect 1
+{extra}
+ address-family ipv{version} unicast
+  neighbor {peer} activate
+  network {THEIRS[version]}
+ exit-address-family
+"""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("spec", "lines"),
+    [
+        pytest.param({}, (), id="plain"),
+        pytest.param({"password": password_of("tor")}, ("password it's:secret",), id="MD5"),
+        pytest.param({"ttlSecurity": 1}, ("ttl-security hops 1",), id="TTL security"),
+        pytest.param({"ttlSecurity": 1, "password": password_of("tor")},
+                     ("ttl-security hops 1", "password it's:secret"), id="both"),
+        pytest.param({"localASNumber": 64700}, ("remote-as 64700",), id="another AS of ours"),
+    ],
+)  # fmt: skip
+async def test_frr_as_tor(
+    underlay: Underlay, us: BgpNode, version: int, spec: dict[str, Any], lines: tuple[str, ...]
+) -> None:
+    """The session comes up in its family; our block is there, and theirs in our kernel."""
+    tor = underlay.host("tor", 9)
+    frr = Frr.start(underlay, tor, frr_configuration(us.host, version, *lines))
+    await secret(us, "tor", "it's:secret")
+    peer = {"peerIP": address(tor, version), "asNumber": TOR_ASN, "keepaliveTime": "3s"}
+    await resource(us, "BGPPeer", "tor", {**peer, **spec})
+    async with us.running():
+        ours = address(us.host, version)
+        await eventually(lambda: frr.is_up(ours), PATIENCE_S)
+        await eventually(lambda: OURS[version] in frr.routes(version), PATIENCE_S)
+        await eventually(lambda: THEIRS[version] in us.kernel(version), PATIENCE_S)
+        assert frr.neighbor(ours)["bgpTimerConfiguredHoldTimeMsecs"] == 9000
+        assert us.confd_status()["unsupported"] == {}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("spec", "lines"),
+    [
+        pytest.param({"ttlSecurity": 1, "password": password_of("tor")},
+                     ("ttl-security hops 1", "password secret"), id="MD5, TTL security"),
+        pytest.param({"sourceAddress": "None"}, (), id="no address of our own"),
+    ],
+)  # fmt: skip
+async def test_tor_that_connects_to_us(
+    underlay: Underlay, us: BgpNode, version: int, spec: dict[str, Any], lines: tuple[str, ...]
+) -> None:
+    """What is asked of a session holds as well when the other side opens the connection."""
+    tor = underlay.host("tor", 9)
+    # Nobody answers on the port we connect to.
+    await resource(us, "BGPPeer", "tor", {
+        "peerIP": f"[{address(tor, version)}]:1179", "asNumber": TOR_ASN, **spec,
+    })  # fmt: skip
+    await secret(us, "tor", "secret")
+    async with us.running():
+        frr = Frr.start(underlay, tor, frr_configuration(us.host, version, *lines))
+        await eventually(lambda: frr.is_up(address(us.host, version)), PATIENCE_S)
+        await eventually(lambda: OURS[version] in frr.routes(version), PATIENCE_S)
+
+
+async def test_peer_from_too_far_away_is_not_heard(underlay: Underlay, us: BgpNode) -> None:
+    """With TTL security, packets that crossed a router, or may have, are dropped by the kernel."""
+    tor = underlay.host("tor", 9)
+    peer = {"peerIP": f"{tor.v4}:1179", "asNumber": TOR_ASN, "ttlSecurity": 1}
+    await resource(us, "BGPPeer", "tor", peer)
+    async with us.running():
+        # Without TTL security FRR sends to another AS with a TTL of 1.
+        frr = Frr.start(underlay, tor, frr_configuration(us.host, 4))
+        refused = f"connection of {tor.v4} came from too far away"
+        await eventually(lambda: us.exabgp_log.count(refused) > 1, PATIENCE_S)
+        assert not frr.is_up(us.host.v4)
+
+
+def counter(host: Host, name: str) -> int:
+    """A counter of the host's kernel, from /proc/net/netstat."""
+    lines = run(*host.enter, "cat", "/proc/net/netstat").splitlines()
+    for names, values in zip(lines[::2], lines[1::2], strict=True):
+        found = dict(zip(names.split(), values.split(), strict=True))
+        if name in found:
+            return int(found[name])
+    raise AssertionError(f"the kernel counts no {name}")
+
+
+# --- passwords ------------------------------------------------------------------------------------
+
+
+def bird_configuration(bird: Host, us: Host, *, asn: int, password: str) -> str:
+    """A router that peers with us."""
+    return f"""
+protocol bgp ours {{
+  local {bird.v4} as {asn};
+  neighbor {us.v4} as {CLUSTER_ASN};
+  password "{password}";
+  connect delay time 1; connect retry time 1; error wait time 1, 2;
+  ipv4 {{ import all; export none; }};
+}}
+"""
+
+
+async def test_password_changes_without_touching_other_sessions(
+    underlay: Underlay, us: BgpNode
+) -> None:
+    """One session renews itself with its new password, or ends without one; the other stays up."""
+    hosts = {"one": underlay.host("one", 7), "two": underlay.host("two", 8)}
+    birds = {}
+    for number, (name, host) in enumerate(hosts.items()):
+        text = bird_configuration(host, us.host, asn=64901 + number, password=f"{name}-1")
+        birds[name] = BirdRouter.start(underlay, host, text)
+        await secret(us, name, f"{name}-1")
+        spec = {"peerIP": host.v4, "asNumber": 64901 + number, "password": password_of(name)}
+        await resource(us, "BGPPeer", name, spec)
+    async with us.running():
+        for bird in birds.values():
+            await eventually(lambda bird=bird: bird.is_up("ours"), PATIENCE_S)  # type: ignore[misc]
+        since_one, since_two = birds["one"].since("ours"), birds["two"].since("ours")
+        await secret(us, "one", "one-2")
+        birds["one"].load(bird_configuration(hosts["one"], us.host, asn=64901, password="one-2"))
+        await eventually(
+            lambda: birds["one"].is_up("ours") and birds["one"].since("ours") != since_one,
+            PATIENCE_S,
+        )
+        assert birds["two"].since("ours") == since_two
+        await delete(us.store, str(PasswordKey("one", "key")))
+        await eventually(lambda: "one" in us.confd_status()["unsupported"], PATIENCE_S)
+        await eventually(lambda: not birds["one"].is_up("ours"), PATIENCE_S)
+        assert birds["two"].is_up("ours")
+        assert birds["two"].since("ours") == since_two
+
+
+async def test_wrong_password_is_no_session(underlay: Underlay, us: BgpNode) -> None:
+    """The kernel drops every packet signed with another password; the right one mends it."""
+    host = underlay.host("one", 7)
+    bird = BirdRouter.start(
+        underlay, host, bird_configuration(host, us.host, asn=64901, password="right")
+    )
+    await secret(us, "one", "wrong")
+    spec = {"peerIP": host.v4, "asNumber": 64901, "password": password_of("one")}
+    await resource(us, "BGPPeer", "one", spec)
+    async with us.running():
+        await eventually(lambda: counter(us.host, "TCPMD5Failure") > 0, PATIENCE_S)
+        assert not bird.is_up("ours")
+        await secret(us, "one", "right")
+        await eventually(lambda: bird.is_up("ours"), PATIENCE_S)
+
+
+# --- BIRD as stock Calico sets it up --------------------------------------------------------------
+
+
+async def test_mesh_with_a_calico_node(underlay: Underlay, us: BgpNode) -> None:
+    """A node that runs BIRD as Calico configures it is a mesh peer in both families."""
+    other = underlay.host("other", 2)
+    sessions = "".join(
+        f"""
+protocol bgp us{version} {{
+  local {address(other, version)} as {CLUSTER_ASN};
+  neighbor {address(us.host, version)} as {CLUSTER_ASN};
+  multihop; graceful restart on; source address {address(other, version)};
+  connect delay time 2; connect retry time 5; error wait time 5, 30;
+  ipv{version} {{ import all; export where source = RTS_STATIC; add paths on;
+    gateway recursive; }};
+}}
+protocol static st{version} {{ ipv{version}; route {THEIRS[version]} blackhole; }}
+"""
+        for version in (4, 6)
+    )
+    bird = BirdRouter.start(underlay, other, sessions)
+    await node(us, "other", other)
+    await resource(us, "BGPConfiguration", "default", {})
+    await store(us.store, block(THEIRS4, "other"), block(THEIRS6, "other"))
+    async with us.running():
+        for version in (4, 6):
+            name = f"us{version}"
+            await eventually(lambda name=name: bird.is_up(name), PATIENCE_S)  # type: ignore[misc]
+            await eventually(
+                lambda version=version: OURS[version] in bird.routes(f"us{version}"),  # type: ignore[misc]
+                PATIENCE_S,
+            )
+            await eventually(
+                lambda version=version: THEIRS[version] in us.kernel(version),  # type: ignore[misc]
+                PATIENCE_S,
+            )
+        assert "local_pref: 2147482623" in bird.routes("us4")[OURS4]
+        assert "Restart time: 120" in bird.ask("show protocols all us4")
