@@ -30,7 +30,7 @@ import click
 from bench.row import Row
 from cymric.cli import output
 
-MEASUREMENTS = ("cni", "ipam", "claim", "routes", "daemons")
+MEASUREMENTS = ("cni", "ipam", "claim", "routes", "mesh", "daemons")
 HEADINGS = ("WHAT", "CYMRIC", "PEER", "UNIT", "RATIO", "PEER IS")
 
 
