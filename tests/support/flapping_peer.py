@@ -1,4 +1,4 @@
-"""A BGP peer that only flaps, as a program: `python -m tests.support.flapping_peer <peer> <seconds>`.
+"""A BGP peer that only flaps: `python -m tests.support.flapping_peer <peer> <seconds>`.
 
 It connects, opens an iBGP session with a hold time of `HOLD_S`, and for so many seconds withdraws
 and announces `ROUTES` routes, `FLAPS_PER_S` times a second, in UPDATEs of ten with attributes of
