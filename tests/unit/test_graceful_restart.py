@@ -196,3 +196,13 @@ def test_without_peers_the_start_ends_with_the_datastore_in_sync() -> None:
     restarts = Restarts(0)
     restarts.expect([])
     assert restarts.is_over(0)
+
+
+def test_a_session_whose_paths_are_dead() -> None:
+    """A way known to be broken, or a peer held down: graceful restart keeps nothing alive."""
+    restarts = started()
+    assert restarts.on_session_down(replace(DOWN, drop_paths=True), 10) == (DROP,)
+    assert restarts.waiting(P) is Waiting.NOTHING
+    assert restarts.due(1000) == {}
+    assert restarts.on_session_up(UP, 1001) == ()
+    assert restarts.on_session_down(DOWN, 1002) == (SWEEP, MARK), "the next time it counts again"
