@@ -102,6 +102,7 @@ class Router:
         self.advertising: dict[Network, Why] = {}
         self.aggregates: frozenset[Network] = frozenset()
         self.up: dict[str, SessionUp] = {}
+        self._failed_unheard: dict[str, str] = {}
         self.unsupported: Mapping[str, str] = {}
         self._speaker = speaker
         self._tell = tell or speaker.advertise
@@ -193,6 +194,9 @@ class Router:
             log.warning("path to peer failed", peer=peer, reason=reason)
             self._speaker.session_lost(peer, reason)
             del self.up[peer]
+        elif not self.is_speaker_connected:
+            self._failed_unheard[peer] = reason  # it may be up: we have only just begun
+            return
         elif not is_independent:
             return
         self._do(peer, (Action.DROP,))
@@ -206,6 +210,10 @@ class Router:
             resumed=event.resumed,
             restart_time_s=event.restart_time_s,
         )
+        failed = self._failed_unheard.pop(event.peer, "")
+        if failed and event.resumed:  # the path failed while nobody was there to act
+            self._speaker.session_lost(event.peer, failed)
+            return
         self.up[event.peer] = event
         session = self.sessions.get(event.peer)
         if session is None:

@@ -118,9 +118,7 @@ class Bfd:
     async def run(self) -> None:
         """Keep the process running, connected and told, until cancelled. It goes on without us."""
         while True:
-            if self._wanted is None:
-                await self._kick.wait()
-                continue
+            # Connected before we know what we want: a process that sees nobody would end.
             connection = await self._connect()
             if connection is not None:
                 await self._converse(*connection)
@@ -177,7 +175,8 @@ class Bfd:
 
     async def _tell(self, writer: asyncio.StreamWriter) -> None:
         while True:
-            writer.write(line(Expect(self._wanted or ())))
+            if self._wanted is not None:
+                writer.write(line(Expect(self._wanted)))
             await self._kick.wait()
 
     def _forget(self) -> None:

@@ -48,7 +48,6 @@ class World:
         self.router.on_updates([Update(key_of(value), value) for value in values])
         self.router.on_in_sync()
         self.router.work()
-        self.speak(SpeakerConnected("one", lost_events=False))
 
     def _sessions(self, sessions: Sequence[Session]) -> None:
         self.sessions = sessions
@@ -58,11 +57,15 @@ class World:
             self.router.on_event(event)  # type: ignore[arg-type]
         self.router.work()
 
-    def bring_up(self) -> None:
-        up = SessionUp(TOR, 64900, IPV4, restart_time_s=120, forwarding_families=IPV4)
+    def bring_up(self, *, resumed: bool = False) -> None:
+        """The ToR's session is up and told a route."""
+        if not self.router.is_speaker_connected:
+            self.speak(SpeakerConnected("one", lost_events=False))
+        up = SessionUp(
+            TOR, 64900, IPV4, restart_time_s=120, forwarding_families=IPV4, resumed=resumed
+        )
         self.speaker.up[TOR] = up
         self.speak(up, RoutesReceived(TOR, (Announcement(BLOCK, TOR, PathAttributes()),)))
-        assert self.prefixes == {BLOCK}
 
     @property
     def prefixes(self) -> set[str]:
@@ -87,6 +90,7 @@ def test_sessions_that_want_bfd_are_told(world: World) -> None:
 def test_a_failure_of_a_session_that_is_up(world: World, is_independent: bool) -> None:
     """Paths go at once, whatever graceful restart says, and the session is torn down."""
     world.bring_up()
+    assert world.prefixes == {BLOCK}
     world.router.on_path_failed(TOR, "silence", is_independent=is_independent)
     world.router.work()
     assert world.prefixes == set()
@@ -123,6 +127,18 @@ def test_a_session_that_comes_back_is_used(world: World) -> None:
     world.router.on_path_failed(TOR, "silence", is_independent=True)
     world.speak(SessionDown(TOR, "silence", drop_paths=True))
     world.bring_up()
+    assert world.prefixes == {BLOCK}
+
+
+@pytest.mark.parametrize(("resumed", "prefixes"), [(True, set()), (False, {BLOCK})])
+def test_a_failure_told_before_the_speaker_is_heard(
+    world: World, resumed: bool, prefixes: set[str]
+) -> None:
+    """What failed while bgpd was away ends the session that was up all the time, not a new one."""
+    world.router.on_path_failed(TOR, "silence", is_independent=False)
+    world.bring_up(resumed=resumed)
+    assert world.prefixes == prefixes
+    assert world.speaker.lost == ([(TOR, "silence")] if resumed else [])
 
 
 def test_a_failure_of_a_peer_nobody_knows(world: World) -> None:
