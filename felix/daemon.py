@@ -43,6 +43,7 @@ from felix.dataplane.conntrack import Conntrack
 from felix.dataplane.endpoints import EndpointManager, RouteOwnership
 from felix.dataplane.interfaces import Interfaces
 from felix.dataplane.loop import Dataplane, Drivers
+from felix.dataplane.reevaluate import Reevaluation
 from felix.dataplane.status import StatusFiles
 from felix.dataplane.sysctls import Sysctls
 from felix.handoff import Handoff
@@ -71,7 +72,7 @@ class Reporter:
             log.warning("not as written", subject=problem.subject, reason=problem.reason)
         if desired.unenforced != before.unenforced and desired.unenforced:
             log.error(
-                "POLICIES ARE NOT ENFORCED: this version cannot do network policy",
+                "POLICIES ARE NOT ENFORCED",
                 count=len(desired.unenforced),
                 policies=list(desired.unenforced),
             )
@@ -266,6 +267,7 @@ def build_drivers(
         ),
         conntrack=Conntrack(commands),
         sysctls=sysctls,
+        reevaluation=Reevaluation(commands),
         table_events=NetfilterEvents(),
         is_own=commands.has_fed,
         address_events=AddressEvents(),

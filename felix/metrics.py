@@ -34,6 +34,9 @@ APPLY_TIME = Summary(
 )
 APPLY_FAILURES = growing("felix_int_dataplane_failures", "Applications that must be repeated.")
 REPAIRS = growing("cymric_felix_table_repairs", "Tables repaired after others changed them.")
+CONNECTIONS_ENDED = growing(
+    "cymric_felix_connections_ended", "Established connections that policy denies and that ended."
+)
 STAGED = growing(
     "cymric_felix_staged_changes", "Changes of policy for which rules looked at copies of sets."
 )

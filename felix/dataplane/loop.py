@@ -40,6 +40,7 @@ from felix.dataplane.endpoints import GRACE_S, EndpointManager
 from felix.dataplane.interfaces import Interfaces
 from felix.dataplane.ordering import Order, way, with_other_sets
 from felix.dataplane.pools import AddressesByInterface
+from felix.dataplane.reevaluate import Reevaluation, is_needed, watched
 from felix.dataplane.sysctls import Sysctls
 from felix.ipset.sets import IPSets, SetChange
 from felix.iptables.table import Table
@@ -92,6 +93,7 @@ class Drivers:
     endpoints: EndpointManager
     conntrack: Conntrack
     sysctls: Sysctls
+    reevaluation: Reevaluation | None = None
     table_events: TableEvents = field(default_factory=SilentEvents)
     is_own: Callable[[int], bool] = lambda _: False
     """Whether the process of that id is one of ours that writes tables."""
@@ -290,6 +292,8 @@ class Dataplane:
         if is_first:
             is_done = await self._lead_to_pods(tasks)
         drivers.endpoints.report()
+        if drivers.reevaluation is not None and is_needed(before, desired) and watched(desired):
+            drivers.reevaluation.start(tasks, desired)
         self._applied = self._settled = desired
         if is_first:
             self._status_due_s = self._clock() + STATUS_CHECK_S

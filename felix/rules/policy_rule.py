@@ -93,13 +93,13 @@ def of_family(rule: PolicyRule, ip_version: int) -> PolicyRule | None:
     protocol, not_protocol = rule.protocol, rule.not_protocol
     if rule.icmp is not None or rule.not_icmp is not None:
         icmp = _ICMP_BY_VERSION[ip_version]
-        if protocol is not None and _number(protocol) != _number(icmp):
+        if protocol is not None and protocol_number(protocol) != protocol_number(icmp):
             return None
         if rule.not_icmp is not None and rule.not_icmp.type is None:
             return None  # ICMP that is no ICMP
         protocol = icmp if protocol is None else protocol
     if protocol is not None and not_protocol is not None:
-        if _number(protocol) == _number(not_protocol):
+        if protocol_number(protocol) == protocol_number(not_protocol):
             return None
         not_protocol = None
     return replace(
@@ -290,6 +290,7 @@ def _text(protocol: str | int) -> str:
     return str(protocol).lower()
 
 
-def _number(protocol: str | int) -> int | str:
+def protocol_number(protocol: str | int) -> int | str:
+    """A protocol as number; its name if nobody knows that."""
     text = _text(protocol)
     return int(text) if text.isdecimal() else _NUMBER_BY_PROTOCOL.get(text, text)

@@ -273,6 +273,31 @@ def test_host_endpoint_follows_its_interface(lab: FelixLab) -> None:
         lab.delete("hostendpoints", "moving")
 
 
+def test_established_connections_end_only_where_a_policy_asks(
+    lab: FelixLab, pods: tuple[Pod, Pod, Pod]
+) -> None:
+    """A connection goes on when policy denies it, until one asks: then it ends, and no other."""
+    web, client, other = pods
+    name = "default/later"
+    held, kept = (start(lab, one.namespace, "hold", web.address, "80") for one in (client, other))
+    source = {"nets": [f"{other.address}/32"]}
+    spec = {"selector": "app == 'web'", "types": ["Ingress"], "ingress": [allow(80, **source)]}
+    asking = {"cymric.io/reevaluate-established": "true"}
+    try:
+        policy(lab, name, spec)
+        becomes({(client.namespace, web.address, 80): False})
+        assert (ask(held), ask(kept)) == ("ok", "ok")
+        ended = lab.metric("cymric_felix_connections_ended")
+        policy(lab, name, spec, annotations=asking)
+        # Silence until then: what web sends by itself begins a connection that nobody forbids.
+        eventually_now(lambda: lab.metric("cymric_felix_connections_ended") > ended, PATIENCE_S)
+        assert (ask(held), ask(kept)) == ("lost", "ok")
+        assert lab.metric("cymric_felix_connections_ended") == ended + 1
+    finally:
+        lab.delete(plural(name), name)
+    becomes({(client.namespace, web.address, 80): True})
+
+
 def test_no_packet_slips_through_changing_policy(lab: FelixLab, pods: tuple[Pod, Pod, Pod]) -> None:
     """While policies and labels change at random, what all of them allow arrives, all of it, and
     what all of them deny does not.

@@ -14,15 +14,18 @@ from felix.calc.config import FelixConfig
 from felix.calc.policies import (
     EntityMatch,
     IcmpMatch,
+    IPSet,
     Policy,
     PolicyId,
     PolicyRule,
     PortRange,
+    SetKind,
     Verdict,
 )
-from felix.calc.values import ProfileRules
+from felix.calc.values import Desired, ProfileRules
 from felix.iptables import render
 from felix.rules import policy_rule
+from felix.rules.judge import Flow, Judge
 from felix.rules.marks import allocate
 from felix.rules.names import set_name
 from felix.rules.policy import RuleChains
@@ -462,3 +465,22 @@ def test_rendered_rules_say_what_is_written(written: PolicyRule, met: list[Packe
             case Verdict.LOG:
                 assert (outcome.verdict, decided) == ("RETURN", 0)
                 assert outcome.logged == ("calico-packet: ",)
+
+
+@settings(max_examples=200, deadline=None)
+@given(policy_rules(), st.lists(packets, min_size=1, max_size=8))
+def test_judge_says_what_is_written(written: PolicyRule, met: list[Packet]) -> None:
+    """Who judges connections without the kernel reads a rule as the kernel's rules do."""
+    kind_by_id = {set_id: SetKind.NET if set_id[0] == "s" else SetKind.IP_PORT for set_id in SETS}
+    sets = {one: IPSet(one, kind_by_id[one], members) for one, members in SETS.items()}
+    judge = Judge(Desired(ip_sets=sets))
+    for packet in met:
+        flow = Flow(
+            ip_address(packet.source),
+            ip_address(packet.destination),
+            packet.protocol,
+            packet.source_port,
+            packet.destination_port,
+            packet.icmp,
+        )
+        assert judge.matches(written, flow) is matches(written, packet)
