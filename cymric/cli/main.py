@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 import cymric
-from cymric.cli import bgp, cni, datastore, ipam, node, output, resource
+from cymric.cli import bgp, cni, datastore, ipam, node, output, resource, tor_config
 from cymric.cli.kinds import UnknownKind
 from cymric.cli.manifest import BadManifest
 from cymric.cli.objects import ObjectError
@@ -93,7 +93,15 @@ def cli(ctx: click.Context, config_file: Path | None) -> None:
     ctx.obj = replace(session, config_file=config_file) if config_file else session
 
 
-for _command in (*resource.COMMANDS, ipam.group, node.group, bgp.group, datastore.group, cni.group):
+for _command in (
+    *resource.COMMANDS,
+    ipam.group,
+    node.group,
+    bgp.group,
+    datastore.group,
+    cni.group,
+    tor_config.command,
+):
     cli.add_command(_command)
 
 

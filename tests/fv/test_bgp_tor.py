@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from cymric.cli.main import cli
+from cymric.cli.session import Session
 from cymric.datastore.api import delete, put
 from cymric.model.keys import PasswordKey, ResourceKey
 from tests.support.bgp_node import BgpNode
@@ -273,3 +278,75 @@ protocol static st{version} {{ ipv{version}; route {THEIRS[version]} blackhole; 
             )
         assert "local_pref: 2147482623" in bird.routes("us4")[OURS4]
         assert "Restart time: 120" in bird.ask("show protocols all us4")
+
+
+# --- the other side, written by us ----------------------------------------------------------------
+
+
+async def tor_text(us: BgpNode, dialect: str) -> str:
+    """What the command prints for the BGPPeer `tor`, its password filled in."""
+    words = ["tor-config", "--peer", "tor", "--for", dialect]
+    result = await asyncio.to_thread(CliRunner().invoke, cli, words, obj=Session(store=us.store))
+    assert result.exit_code == 0, result.output
+    assert "PASSWORD-OF-tor/key" in result.output
+    return result.output.replace("PASSWORD-OF-tor/key", "secret")
+
+
+def announcing(dialect: str, version: int) -> str:
+    """What makes a router announce a prefix of the pool and one that is none of ours."""
+    foreign = {4: "203.0.113.0/24", 6: "2001:db8::/48"}[version]
+    if dialect == "bird":
+        routes = f"route {THEIRS[version]} blackhole; route {foreign} blackhole;"
+        return f"protocol static st {{ ipv{version}; {routes} }}\n"
+    return (
+        f"router bgp {TOR_ASN}\n bgp router-id 198.19.0.9\n no bgp network import-check\n"
+        f" address-family ipv{version} unicast\n  network {THEIRS[version]}\n"
+        f"  network {foreign}\n exit-address-family\n"
+    )
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("dialect", ["frr", "bird"])
+async def test_written_tor_configuration(
+    underlay: Underlay, us: BgpNode, dialect: str, version: int
+) -> None:
+    """What we print for a router is accepted by it, and the session comes up with both filters."""
+    tor = underlay.host("tor", 9)
+    await secret(us, "tor", "secret")
+    await resource(us, "BGPPeer", "tor", {
+        "peerIP": address(tor, version), "asNumber": TOR_ASN, "ttlSecurity": 1,
+        "password": password_of("tor"), "keepaliveTime": "3s",
+    })  # fmt: skip
+    text = await tor_text(us, dialect)
+    routes: Callable[[], Iterable[str]]
+    if dialect == "frr":
+        frr = Frr.start(underlay, tor, announcing(dialect, version) + text)
+        ours = address(us.host, version)
+        is_up, routes = partial(frr.is_up, ours), partial(frr.routes, version)
+    else:
+        bird = BirdRouter.start(underlay, tor, announcing(dialect, version) + text)
+        name = f"cymric_us_v{version}"
+        is_up, routes = partial(bird.is_up, name), partial(bird.routes, name)
+    async with us.running():
+        await eventually(is_up, PATIENCE_S)
+        await eventually(lambda: OURS[version] in routes(), PATIENCE_S)
+        await eventually(lambda: THEIRS[version] in us.kernel(version), PATIENCE_S)
+        received = await us.ask("status")
+        [peer] = [each for each in received["peers"] if each["address"] == address(tor, version)]
+        assert "203.0.113" not in json.dumps(peer)
+
+
+async def test_written_bfd_is_accepted(underlay: Underlay, us: BgpNode) -> None:
+    """FRR and BIRD take what is written for a peer with BFD."""
+    tor = underlay.host("tor", 9)
+    meta = {"name": "tor", "annotations": {"cymric.io/bfd": "300ms x 3"}}
+    spec = {"peerIP": tor.v4, "asNumber": TOR_ASN, "password": password_of("tor")}
+    tree = {"apiVersion": "projectcalico.org/v3", "kind": "BGPPeer", "metadata": meta}
+    key = str(ResourceKey("BGPPeer", "tor"))
+    await put(us.store, key, json.dumps({**tree, "spec": spec}).encode())
+    frr = Frr.start(underlay, tor, await tor_text(us, "frr"), daemons=("bfdd",))
+    shown = frr.neighbor(us.host.v4)["peerBfdInfo"]
+    assert (shown["detectMultiplier"], shown["rxMinInterval"]) == (3, 300)
+    other = underlay.host("other", 8)
+    bird = BirdRouter.start(underlay, other, (await tor_text(us, "bird")).replace(tor.v4, other.v4))
+    assert "cymric_bfd" in bird.ask("show protocols")
