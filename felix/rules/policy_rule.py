@@ -98,6 +98,11 @@ def of_family(rule: PolicyRule, ip_version: int) -> PolicyRule | None:
         if rule.not_icmp is not None and rule.not_icmp.type is None:
             return None  # ICMP that is no ICMP
         protocol = icmp if protocol is None else protocol
+    # To iptables protocol 0 is all of them. No packet is of it (RFC 8200 makes it a header).
+    if protocol is not None and protocol_number(protocol) == 0:
+        return None
+    if not_protocol is not None and protocol_number(not_protocol) == 0:
+        not_protocol = None
     if protocol is not None and not_protocol is not None:
         if protocol_number(protocol) == protocol_number(not_protocol):
             return None

@@ -73,6 +73,7 @@ def rule(action: Verdict = Verdict.ALLOW, **fields: Any) -> PolicyRule:
         pytest.param(rule(protocol="tcp"), "-p tcp", id="protocol by name"),
         pytest.param(rule(protocol=132), "-p 132", id="protocol by number"),
         pytest.param(rule(not_protocol="udp"), "! -p udp", id="any other protocol"),
+        pytest.param(rule(not_protocol=0), "", id="any but none"),
         pytest.param(
             rule(protocol="tcp", not_protocol=17), "-p tcp", id="a protocol excludes the others"
         ),
@@ -170,6 +171,7 @@ def test_actions(action: Verdict, expected: list[str]) -> None:
         pytest.param(rule(src_not_nets=nets("10.0.0.0/8")), 6, id="excludes some of the other"),
         pytest.param(rule(src_not_nets=nets("0.0.0.0/0")), 4, id="excludes all"),
         pytest.param(rule(protocol="tcp", not_protocol=6), 4, id="a protocol and not"),
+        pytest.param(rule(protocol=0), 4, id="protocol 0, which means all to iptables"),
         pytest.param(rule(protocol="icmp", icmp=IcmpMatch(8)), 6, id="ICMP in IPv6"),
         pytest.param(rule(protocol="icmpv6", icmp=IcmpMatch(128)), 4, id="ICMPv6 in IPv4"),
         pytest.param(rule(protocol=1, not_icmp=IcmpMatch()), 4, id="ICMP that is none"),
