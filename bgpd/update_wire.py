@@ -81,9 +81,9 @@ class WireUpdate:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """The attributes of one message; `reach` and `unreach` are the prefixes in MP attributes."""
+    """The attributes of one message, checked; `reach`, `unreach`: the prefixes in MP attributes."""
 
-    attributes: PathAttributes
+    items: tuple[tuple[int, bytes], ...]
     next_hop: str
     has_mandatory: bool
     mp_next_hop: str = ""
@@ -123,13 +123,13 @@ def decode(body: bytes) -> WireUpdate:
             withdrawn=(*_ipv4_texts(withdrawn), *_ipv6_texts(said.unreach)),
             announced=tuple(_ipv6_texts(said.reach) if said.reach else _ipv4_texts(announced)),
             next_hop=said.mp_next_hop if said.reach else said.next_hop,
-            attributes=said.attributes,
+            attributes=_path_attributes(said.items),
         )
     return WireUpdate(
         withdrawn=tuple(_ipv4_texts(withdrawn)) if withdrawn else (),
         announced=tuple(_ipv4_texts(announced)),
         next_hop=said.next_hop,
-        attributes=said.attributes,
+        attributes=_path_attributes(said.items),
     )
 
 
@@ -209,9 +209,12 @@ def _said(data: bytes) -> _Said:
         mp_next_hop, reached = _reach(reach)
     if unreach is not None and (len(unreach) <= 3 or unreach[:3] != _IPV6_UNICAST):
         raise NotPlain("another family, or End-of-RIB")
+    if values.get(ORIGIN, b"\0")[0] >= len(_ORIGINS):
+        raise NotPlain("origin")
+    _check_segments(values.get(AS_PATH, b""))
     next_hop = values.get(NEXT_HOP)
     return _Said(
-        attributes=_path_attributes(tuple(sorted(values.items()))),
+        items=tuple(sorted(values.items())),
         next_hop="" if next_hop is None else socket.inet_ntoa(next_hop),
         has_mandatory=ORIGIN in values and AS_PATH in values,
         mp_next_hop=mp_next_hop,
@@ -263,13 +266,10 @@ def _path_attributes(items: tuple[tuple[int, bytes], ...]) -> PathAttributes:
     def parts(kind: int, form: str) -> tuple[tuple[int, ...], ...]:
         return tuple(sorted(struct.iter_unpack(form, values.get(kind, b""))))
 
-    origin = values.get(ORIGIN, b"\0")[0]
-    if origin >= len(_ORIGINS):
-        raise NotPlain("origin")
     aggregator = values.get(AGGREGATOR)
     originator, clusters = values.get(ORIGINATOR_ID), values.get(CLUSTER_LIST, b"")
     return PathAttributes(
-        origin=_ORIGINS[origin],
+        origin=_ORIGINS[values.get(ORIGIN, b"\0")[0]],
         as_path=tuple(_segments(values.get(AS_PATH, b""))),
         local_pref=number(LOCAL_PREF),
         med=number(MED),
@@ -287,12 +287,19 @@ def _path_attributes(items: tuple[tuple[int, bytes], ...]) -> PathAttributes:
     )
 
 
+def _check_segments(data: bytes) -> None:
+    at, end = 0, len(data)
+    while at < end:
+        if data[at] not in _SEGMENTS or not data[at + 1]:
+            raise NotPlain("AS_PATH")
+        at += 2 + 4 * data[at + 1]
+    if at != end:
+        raise NotPlain("AS_PATH")
+
+
 def _segments(data: bytes) -> Iterator[AsPathSegment]:
     at, end = 0, len(data)
     while at < end:
         kind, count = data[at], data[at + 1]
-        after = at + 2 + 4 * count
-        if kind not in _SEGMENTS or not count or after > end:
-            raise NotPlain("AS_PATH")
         yield AsPathSegment(_SEGMENTS[kind], struct.unpack_from(f">{count}I", data, at + 2))
-        at = after
+        at += 2 + 4 * count
