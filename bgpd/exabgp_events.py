@@ -153,6 +153,8 @@ _decode = msgspec.json.Decoder().decode
 _REFRESH, _ENHANCED_REFRESH, _MULTIPROTOCOL, _GRACEFUL_RESTART = "2", "70", "1", "64"
 _CISCO_REFRESH = "128"
 _SHOWN_CHARACTERS = 500
+_ORIGINS = frozenset(Origin)
+_NO_NEXT_HOP = "no-nexthop"
 
 
 def parse(line: bytes) -> Line:
@@ -256,18 +258,35 @@ def _update(peer: str, sent: bool, message: dict[str, Any]) -> Line:
         end = message["eor"]
         return EndOfRIBLine(peer, sent, f"{end['afi']} {end['safi']}")
     update = message["update"]
-    attributes = parse_attributes(update.get("attribute", {}))
-    return Update(
-        peer=peer,
-        sent=sent,
-        announced=tuple(_announced(update.get("announce", {}), attributes)),
-        withdrawn=tuple(
-            _prefix(entry)
-            for family, entries in update.get("withdraw", {}).items()
-            if family.endswith(" unicast")
-            for entry in entries
-        ),
+    announce, said = update.get("announce", {}), update.get("attribute", {})
+    withdrawn = tuple(_prefixes(update.get("withdraw", {})))
+    if not sent and _is_broken(announce, said):
+        return Update(peer, sent, (), (*withdrawn, *_announced_prefixes(announce)))
+    announced = tuple(_announced(announce, parse_attributes(said)))
+    return Update(peer=peer, sent=sent, announced=announced, withdrawn=withdrawn)
+
+
+def _is_broken(announce: dict[str, Any], said: dict[str, Any]) -> bool:
+    """Whether a mandatory attribute is missing or wrong, which ExaBGP tells as it came.
+
+    Such routes are withdrawn, the session stays (RFC 7606 §3 d, §7.1, §7.3).
+    """
+    return bool(announce) and (
+        said.get("origin") not in _ORIGINS
+        or any(_NO_NEXT_HOP in entries for entries in announce.values())
     )
+
+
+def _prefixes(entries_by_family: dict[str, Any]) -> Iterator[str]:
+    for family, entries in entries_by_family.items():
+        if family.endswith(" unicast"):
+            yield from map(_prefix, entries)
+
+
+def _announced_prefixes(announce: dict[str, Any]) -> Iterator[str]:
+    for family, entries_by_next_hop in announce.items():
+        for entries in entries_by_next_hop.values():
+            yield from _prefixes({family: entries})
 
 
 def _announced(announce: dict[str, Any], attributes: PathAttributes) -> Iterator[Announcement]:

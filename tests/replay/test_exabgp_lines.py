@@ -162,7 +162,6 @@ def test_restart_flags() -> None:
         pytest.param(UPDATE[:-40], id="half an update"),
         pytest.param(b'{"type": "update", "neighbor": 7}', id="wrong types"),
         pytest.param(UPDATE.replace(b"198.19.20.0/26", b"nonsense"), id="no prefix"),
-        pytest.param(UPDATE.replace(b"egp", b"None"), id="no origin"),
         pytest.param(UPDATE.replace(b"64999", b"None"), id="no JSON"),
         pytest.param(b'{"relay": 1, "generation": 1, "lost": 0, "sessions": [[1]]}', id="hello"),
         pytest.param(b"{\xff\xfe}", id="no text"),
@@ -173,6 +172,23 @@ def test_garbage_is_reported_not_raised(line: bytes) -> None:
     value = parse(line)
     assert isinstance(value, Malformed)
     assert value.reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(UPDATE.replace(b"egp", b"invalid"), id="an origin that does not exist"),
+        pytest.param(UPDATE.replace(b'"origin"', b'"attribute-0x01"'), id="no origin"),
+    ],
+)
+def test_broken_attributes_withdraw(line: bytes) -> None:
+    """Routes without a usable mandatory attribute are withdrawn (RFC 7606)."""
+    whole, value = parse(UPDATE), parse(line)
+    assert isinstance(whole, Update)
+    assert isinstance(value, Update)
+    assert value.announced == ()
+    assert {*value.withdrawn} == {*whole.withdrawn, *(one.prefix for one in whole.announced)}
+    assert whole.announced
 
 
 @given(st.binary(max_size=300))
