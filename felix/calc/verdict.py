@@ -1,9 +1,10 @@
 """What happens to one packet, worked out from the stored objects alone: slow, and plainly right.
 
 This is the meaning of policy in code, written from its description and from nothing else: no
-selectors are merged here, no sets are filled, nothing is kept from one packet to the next. What the
-graph and the rendered rules do is compared with it. It answers for the first packet of a connection
-that reaches an endpoint (ingress) or comes from it (egress), with the policy and rule that decided.
+selectors are merged here, no sets are filled, nothing is kept from one question to the next. What
+the graph and the rendered rules do is compared with it. It answers for the first packet of a
+connection that reaches an endpoint (ingress) or comes from it (egress), with the policy and rule
+that decided.
 
     tiers in order ─▶ policies in order ─▶ rules ─▶ allow, deny; pass: on with the next tier
     nothing decided ─▶ profiles in order ─▶ rules ─▶ allow, deny; nothing decided ─▶ deny
@@ -120,6 +121,7 @@ _Policy = NetworkPolicy | GlobalNetworkPolicy
 class _World:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
+        self._labels: dict[ResourceKey, dict[str, str]] = {}
 
     def _all(self) -> Iterator[tuple[ResourceKey, object]]:
         return iter(self._objects.items())
@@ -384,6 +386,11 @@ class _World:
 
     def labels(self, key: ResourceKey) -> dict[str, str]:
         """The labels that something goes by: its own, then those of its profiles."""
+        if key not in self._labels:
+            self._labels[key] = self._found_labels(key)
+        return self._labels[key]
+
+    def _found_labels(self, key: ResourceKey) -> dict[str, str]:
         stored = self._objects[key]
         parents: tuple[str, ...] = ()
         own: dict[str, str] = {}
