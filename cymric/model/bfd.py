@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cymric.model.resources import Resource
+if TYPE_CHECKING:  # the BFD process reads this module and wants to stay small
+    from cymric.model.resources import Resource
 
 BFD_ANNOTATION = "cymric.io/bfd"
 
