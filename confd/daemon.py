@@ -51,6 +51,8 @@ MESH = "BGPConfiguration default"
 """Under this name problems of the mesh are reported, beside those of BGPPeers."""
 
 CHECK_PASSWORD_FILES_EVERY_S = 2.0
+WAIT_FOR_PASSWORDS_S = 10.0
+"""How long the first file waits for them, so that no session is left out for a moment."""
 CHECK_EVERY_S = 30.0
 """How often the file is compared though nothing changed: somebody may have removed it."""
 
@@ -74,7 +76,7 @@ async def serve(settings: Settings, health: Health) -> None:
 async def run(settings: Settings, health: Health, store: Datastore, commands: Commands) -> None:
     """Run on any datastore until cancelled."""
     health.expect(IN_SYNC, INSTALLED)
-    in_sync = asyncio.Event()
+    in_sync, passwords_in_sync = asyncio.Event(), asyncio.Event()
     kick = Kick()
     view = View()
     passwords = Passwords(settings.bgp_password_dir)
@@ -90,6 +92,12 @@ async def run(settings: Settings, health: Health, store: Datastore, commands: Co
 
     async def write_when_kicked() -> None:
         await in_sync.wait()
+        try:
+            async with asyncio.timeout(WAIT_FOR_PASSWORDS_S):
+                await passwords_in_sync.wait()
+        except TimeoutError:
+            # An etcd role that may not read them: sessions without password still work.
+            log.warning("no passwords can be read from the datastore", prefix=BGP_PASSWORDS)
         backoff = Backoff(first_s=0.5, most_s=10.0)
         while True:
             try:
@@ -109,10 +117,11 @@ async def run(settings: Settings, health: Health, store: Datastore, commands: Co
             if writer.are_passwords_changed():
                 kick()
 
-    prefixes = [*map(resource_prefix, KINDS), BGP_PASSWORDS]
-    syncer = Syncer(store, prefixes, on_updates, on_in_sync)
+    syncer = Syncer(store, [resource_prefix(kind) for kind in KINDS], on_updates, on_in_sync)
+    secrets = Syncer(store, [BGP_PASSWORDS], on_updates, passwords_in_sync.set)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(syncer.run(), name="syncer")
+        tasks.create_task(secrets.run(), name="syncer of passwords")
         tasks.create_task(write_when_kicked(), name="write")
         tasks.create_task(watch_password_files(), name="watch password files")
 

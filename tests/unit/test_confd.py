@@ -20,10 +20,10 @@ from confd import check
 from confd.daemon import STATUS_FILE, relay_command, run
 from confd.install import Installer, Outcome, State
 from confd.render import SpeakerInputs, labels_of, render_exabgp
-from cymric.datastore.api import delete, put
+from cymric.datastore.api import Listing, PermissionDenied, delete, put
 from cymric.datastore.memory import MemoryDatastore
 from cymric.kernel.command import Finished, HostCommands
-from cymric.model.keys import PasswordKey, ResourceKey
+from cymric.model.keys import BGP_PASSWORDS, PasswordKey, ResourceKey
 from cymric.model.peering import PasswordRef, PeerType, Session
 from cymric.runtime.health import Health
 from cymric.runtime.settings import Settings
@@ -524,3 +524,26 @@ async def test_ipv6_node_listens_in_both_families(confd: Confd) -> None:
         listen = parse_header(confd.settings.exabgp_config.read_text()).listen
         assert listen is not None
         assert listen.addresses == ("0.0.0.0", "::")
+
+
+class WithoutRight(MemoryDatastore):
+    """A datastore in which our role may not read passwords."""
+
+    async def list(self, prefix: str) -> Listing:
+        """Refuse what the role does not cover."""
+        if prefix.startswith(BGP_PASSWORDS):
+            raise PermissionDenied("passwords")
+        return await super().list(prefix)
+
+
+async def test_passwords_that_may_not_be_read_stop_nothing_else(
+    confd: Confd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sessions without password do not wait for a right that only passwords need."""
+    monkeypatch.setattr("confd.daemon.WAIT_FOR_PASSWORDS_S", 0.05)
+    confd.store = WithoutRight()
+    await confd.guarded_peer()
+    await confd.node("node2", "198.19.0.3/20")
+    async with confd.running():
+        await eventually(lambda: confd.peers == ["198.19.0.3"])
+        assert "tor" in confd.status["unsupported"]
