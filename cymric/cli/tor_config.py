@@ -15,6 +15,7 @@ from cymric.cli.session import Session
 from cymric.datastore.api import Datastore
 from cymric.model import codec
 from cymric.model.keys import resource_prefix
+from cymric.model.net import parse_network
 from cymric.model.peering import PeeringInputs
 from cymric.model.resources import BGPConfiguration, BGPPeer, IPPool, Node, Resource
 
@@ -31,18 +32,37 @@ R = TypeVar("R", bound=Resource)
     help="What runs on the router.",
 )
 @click.option("--node", default="", help="Only this node's session; all nodes' if not given.")
+@click.option(
+    "--announce",
+    "announced",
+    multiple=True,
+    metavar="CIDR",
+    help="What the router announces to the nodes beside our pools; may be repeated.",
+)
 @click.option("--max-prefixes", type=click.IntRange(1), help="What one node may announce.")
 @click.pass_obj
-def command(session: Session, peer: str, dialect: str, node: str, max_prefixes: int | None) -> None:
+def command(
+    session: Session,
+    peer: str,
+    dialect: str,
+    node: str,
+    announced: tuple[str, ...],
+    max_prefixes: int | None,
+) -> None:
     """Print what the router behind a BGPPeer must be told."""
-    from cymric.model.tor import MAX_PREFIXES, NoRouter, render, tor_config
+    from cymric.model.tor import MAX_PREFIXES, render, tor_config
 
     inputs, pools = session.run(_read)
     try:
         config = tor_config(
-            peer, inputs, pools.values(), node=node, max_prefixes=max_prefixes or MAX_PREFIXES
+            peer,
+            inputs,
+            pools.values(),
+            node=node,
+            max_prefixes=max_prefixes or MAX_PREFIXES,
+            announced=[parse_network(cidr) for cidr in announced],
         )
-    except NoRouter as error:
+    except ValueError as error:
         raise ObjectError(str(error)) from None
     click.echo(render(config, dialect), nl=False)
 

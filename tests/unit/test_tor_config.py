@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cymric.model.bfd import BfdParameters
+from cymric.model.net import parse_network
 from cymric.model.resources import (
     IPPool,
     IPPoolSpec,
@@ -96,3 +97,15 @@ def test_every_dialect_says_everything(dialect: str, address: str) -> None:
     assert [word for word in wanted if word not in text] == []
     assert "172.16" not in text
     assert "None" not in text
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_the_router_announces(dialect: str) -> None:
+    """Prefixes of the router's own are let out towards the nodes, and only out."""
+    more = [parse_network("198.51.100.0/24"), parse_network("fd99::/48")]
+    with_more = render(tor_config("tor", inputs(A, B, tor()), POOLS, announced=more), dialect)
+    without = render(tor_config("tor", inputs(A, B, tor()), POOLS), dialect)
+    assert "198.51.100.0/24" in with_more
+    assert "198.51.100.0/24" not in without
+    added = [line for line in with_more.splitlines() if line not in without.splitlines()]
+    assert not any("-IN" in line or "import" in line for line in added)

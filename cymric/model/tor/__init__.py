@@ -4,8 +4,9 @@
     IPPool, service ranges, communities ───────────────────────────────────┴▶ TorConfig ▶ text
 
 Each node's session is worked out as confd does and then seen from the router, so the two sides
-cannot disagree. Filters let through our pools and service ranges and nothing else, both ways; a
-limit per node stops what slips through. Passwords are not read: their places are marked. Pure.
+cannot disagree. Filters let through our pools and service ranges and nothing else, both ways, but
+for what the router shall announce on its own; a limit per node stops what slips through. Passwords
+are not read: their places are marked. Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from itertools import chain
 import jinja2
 
 from cymric.model.bfd import BfdParameters
-from cymric.model.net import Address, parse_network
+from cymric.model.net import Address, Network, parse_network
 from cymric.model.peering import PeeringInputs, peering_of
 from cymric.model.resources import BGPConfigurationSpec, IPPool
 
@@ -61,13 +62,17 @@ class Neighbor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorConfig:
-    """All that a router must know. Prefixes are taken with everything inside them."""
+    """All that a router must know. Prefixes are taken with everything inside them.
+
+    `prefixes` are ours, let through both ways; `announced` are what it tells the nodes beside them.
+    """
 
     peer: str
     asn: int
     neighbors: tuple[Neighbor, ...]
     prefixes: Mapping[int, tuple[str, ...]]
     communities: tuple[str, ...]
+    announced: Mapping[int, tuple[str, ...]]
     max_prefixes: int = MAX_PREFIXES
 
     @property
@@ -83,6 +88,7 @@ def tor_config(
     *,
     node: str = "",
     max_prefixes: int = MAX_PREFIXES,
+    announced: Iterable[Network] = (),
 ) -> TorConfig:
     """What the router behind BGPPeer `peer` must know; of one node, or all. Raises NoRouter."""
     if peer not in inputs.peers:
@@ -124,6 +130,7 @@ def tor_config(
         neighbors=tuple(neighbors),
         prefixes=_prefixes(pools, inputs.cluster),
         communities=_communities(inputs.cluster),
+        announced=_by_version(announced),
         max_prefixes=max_prefixes,
     )
 
@@ -149,11 +156,16 @@ def _prefixes(pools: Iterable[IPPool], cluster: BGPConfigurationSpec) -> dict[in
     )
     networks = {pool.spec.network for pool in pools if not pool.spec.disable_bgp_export}
     networks |= {parse_network(block.cidr) for block in services}
+    return _by_version(networks)
+
+
+def _by_version(networks: Iterable[Network]) -> dict[int, tuple[str, ...]]:
+    known = set(networks)
     return {
         version: tuple(
             str(network)
             for network in sorted(
-                (each for each in networks if each.version == version),
+                (each for each in known if each.version == version),
                 key=lambda each: (int(each.network_address), each.prefixlen),
             )
         )
