@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from labs import observe
 from labs.lab import Lab
 from labs.network import CommandFailed
+from labs.rack import REFLECTORS, TORS, WORLD
 from labs.router import Import
 from labs.supervisor import NotRunning
 from labs.topology import (
@@ -22,6 +23,7 @@ from labs.topology import (
     HOST,
     HOST_ADDRESS,
     POD_RANGE,
+    Node,
     Pod,
 )
 
@@ -50,7 +52,7 @@ def every_process_runs(lab: Lab) -> list[str]:
 
 
 def every_session_is_established(lab: Lab) -> list[str]:
-    """Every node has a BGP session with every other node and with host1."""
+    """Every node has its BGP sessions: the mesh or reflectors, host1, routers; and no others."""
     wrong = [
         f"host1: {session.name} ({session.neighbour}) is {session.state}"
         for session in lab.router.sessions()
@@ -59,8 +61,14 @@ def every_session_is_established(lab: Lab) -> list[str]:
     nodes = lab.records.nodes
     for node in nodes:
         connected = observe.bgp_connections(lab, node.name)
-        expected = {other.address: other.name for other in nodes if other != node}
+        expected = {
+            other.address: other.name
+            for other in nodes
+            if other != node and peers(lab, node, other)
+        }
         expected[HOST_ADDRESS] = HOST
+        if lab.records.rack:
+            expected |= {tor.address: tor.name for tor in TORS}
         for address, name in expected.items():
             count = len(connected.get(address, ()))
             if count != 1:
@@ -160,6 +168,35 @@ def host_sees_the_right_source(lab: Lab) -> list[str]:
     return wrong
 
 
+def world_has_two_ways(lab: Lab) -> list[str]:
+    """Each node reaches the world through both routers, by one route with two next hops."""
+    wanted = tuple(sorted(tor.address for tor in TORS))
+    wrong = []
+    for node in lab.records.nodes:
+        found = [route for route in observe.routes(lab, node.name) if route.prefix == WORLD]
+        if [route.hops for route in found] != [wanted]:
+            wrong.append(f"{node.name}: {', '.join(map(str, found)) or 'no route'} to {WORLD}")
+    return wrong
+
+
+def pods_reach_the_world(lab: Lab) -> list[str]:
+    """Every pod reaches the world behind the routers, under its own address or its node's."""
+    nat = nat_outgoing(lab)
+    nodes = {node.name: str(node.address) for node in lab.records.nodes}
+    wrong = []
+    for name, answer in observe.seen_in_the_world(lab, WORLD.network_address).items():
+        pod = lab.records.pod(name)
+        expected = nodes[pod.node] if translates(pod, nat) else pod.address
+        if answer.seen != expected:
+            wrong.append(f"{name}: {answer.error or f'seen as {answer.seen}'}, not {expected}")
+    return wrong
+
+
+def peers(lab: Lab, node: Node, other: Node) -> bool:
+    """Whether two nodes should have a session: in the mesh all, in a rack one that reflects."""
+    return not lab.records.rack or node.name in REFLECTORS or other.name in REFLECTORS
+
+
 PROMISES: tuple[Promise, ...] = (
     every_process_runs,
     every_session_is_established,
@@ -169,6 +206,7 @@ PROMISES: tuple[Promise, ...] = (
     pods_see_each_other_flat,
     host_sees_the_right_source,
 )
+RACK_PROMISES: tuple[Promise, ...] = (world_has_two_ways, pods_reach_the_world)
 
 
 def nat_outgoing(lab: Lab) -> Mapping[IPv4Network, bool]:
@@ -194,7 +232,7 @@ def is_expected_outside(lab: Lab, pod: Pod, nat: Mapping[IPv4Network, bool]) -> 
 def findings(lab: Lab) -> tuple[Finding, ...]:
     """Every promise with what is wrong with it now."""
     found = []
-    for promise in PROMISES:
+    for promise in (*PROMISES, *(RACK_PROMISES if lab.records.rack else ())):
         text = (promise.__doc__ or promise.__name__).splitlines()[0]
         try:
             wrong = promise(lab)

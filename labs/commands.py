@@ -19,6 +19,7 @@ from labs.lab import DATASTORE, Lab
 from labs.network import CommandFailed, entering
 from labs.pods import CniError
 from labs.progress import settle, steps_on
+from labs.rack import Rack
 from labs.router import Import
 from labs.supervisor import NotRunning
 from labs.topology import DAEMONS, EXTERNAL_POOL, HOST, LAB_NAME, Layout, Unknown
@@ -187,6 +188,38 @@ def node_reboot(lab: Lab, name: str) -> None:
     """Destroy the node's namespace and bring the same node back, with its blocks."""
     lab.supervisor.processes()
     lab.reboot_node(name)
+
+
+@main.group("rack")
+def rack_group() -> None:
+    """The lab as a rack: reflectors, and two top-of-rack routers with BFD."""
+
+
+@rack_group.command("up")
+@click.option("--wait", "patience_s", default=90.0, help="Seconds to wait for it to settle.")
+@click.pass_obj
+def rack_up(lab: Lab, patience_s: float) -> None:
+    """Make a rack of the standing lab."""
+    Rack(lab).up()
+    console = summary.make_console()
+    settle(lab, console, patience_s=patience_s)
+    console.print(summary.findings_text(checks.findings(lab)))
+
+
+@rack_group.command("silence")
+@click.argument("router")
+@click.pass_obj
+def rack_silence(lab: Lab, router: str) -> None:
+    """Make ROUTER drop every packet while its interface stays up."""
+    Rack(lab).silence(router)
+
+
+@rack_group.command("restore")
+@click.argument("router")
+@click.pass_obj
+def rack_restore(lab: Lab, router: str) -> None:
+    """Let a silenced ROUTER speak again."""
+    Rack(lab).restore(router)
 
 
 def _process(machine: str, daemon: str) -> tuple[str, str]:

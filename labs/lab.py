@@ -70,7 +70,7 @@ class Lab:
         self.supervisor = Supervisor(self.layout)
         self.router = Router(self.layout)
         self.cni = Cni(self.layout, self.layout.state / "cni" / "bin" / "cymric-cni")
-        self._step = step
+        self.step = step
 
     @property
     def records(self) -> Records:
@@ -82,18 +82,18 @@ class Lab:
     def up(self) -> None:
         """Build whatever is missing of the lab, up to its pods; does not wait for routes."""
         if self.layout.state.exists() and not self.supervisor.alive():
-            with self._step("Clear away what an earlier lab left"):
+            with self.step("Clear away what an earlier lab left"):
                 self.down()
         if not self.supervisor.alive():
             self._save(Records(nodes=NODES))
-            with self._step(f"Start the supervisor ({self.layout.state})"):
+            with self.step(f"Start the supervisor ({self.layout.state})"):
                 self.supervisor.launch()
         if not self.cni.plugin.exists():
-            with self._step("Install the CNI executables"):
+            with self.step("Install the CNI executables"):
                 write_executables(self.cni.plugin.parent)
         bridge = self.layout.bridge_namespace
         if not network.exists(bridge):
-            with self._step(f"Build the bridge (namespace {bridge})"):
+            with self.step(f"Build the bridge (namespace {bridge})"):
                 network.make_bridge(bridge)
         self._host_up()
         for node in self.records.nodes:
@@ -102,7 +102,7 @@ class Lab:
                 self._etcd_up()
         for node in self.records.nodes:
             self._daemons_up(node)
-        with self._step("Create the pools and the BGP peer (labs/manifests)"):
+        with self.step("Create the pools and the BGP peer (labs/manifests)"):
             for manifest in sorted(MANIFESTS.glob("*.yaml")):
                 self.cymric(CONTROL, "apply", "-f", str(manifest))
         standing = {pod.name for pod in self.records.pods if pod.address}
@@ -151,11 +151,11 @@ class Lab:
         node = self.records.node(name)
         for pod in self.records.pods_on(name):
             self.delete_pod(pod.name)
-        with self._step(f"Stop the daemons of {name}"):
+        with self.step(f"Stop the daemons of {name}"):
             self.supervisor.remove_group(name)
-        with self._step(f"Release the blocks of {name} and delete it from the datastore"):
+        with self.step(f"Release the blocks of {name} and delete it from the datastore"):
             self.cymric(CONTROL, "delete", "node", name)
-        with self._step(f"Remove the machine {name}"):
+        with self.step(f"Remove the machine {name}"):
             self._machine_down(node)
             shutil.rmtree(self.layout.node_dir(name), ignore_errors=True)
         self._save(self.records.without_node(name))
@@ -171,7 +171,7 @@ class Lab:
         if name == CONTROL:
             raise Unknown("control holds etcd; reboot another node")
         pods = self.records.pods_on(name)
-        with self._step(f"Destroy the machine {name}"):
+        with self.step(f"Destroy the machine {name}"):
             self.supervisor.remove_group(name)
             self._machine_down(node)
             for volatile in ("run", "endpoint-status"):
@@ -197,7 +197,7 @@ class Lab:
             raise Unknown(f"there is a pod {name} already")
         pod = Pod(name, node, pools, container_id(name, secrets.token_hex(8)))
         namespace = self.layout.pod_namespace(name)
-        with self._step(f"Create the pod {name} on {node} (CNI ADD)"):
+        with self.step(f"Create the pod {name} on {node} (CNI ADD)"):
             self._save(self.records.with_pod(pod))
             network.destroy([namespace])
             network.make_pod_namespace(namespace)
@@ -209,7 +209,7 @@ class Lab:
                 self._save(self.records.without_pod(name))
                 raise
             self._save(self.records.with_pod(replace(pod, address=address)))
-            self.supervisor.write_group(f"pod-{name}", [_server(namespace)])
+            self.supervisor.write_group(f"pod-{name}", [server(namespace)])
             self.supervisor.update()
         return self.records.pod(name)
 
@@ -217,7 +217,7 @@ class Lab:
         """End its server, CNI DEL, remove its namespace: the order of a container runtime."""
         pod = self.records.pod(name)
         node = self.records.node(pod.node)
-        with self._step(f"Delete the pod {name} on {pod.node} (CNI DEL)"):
+        with self.step(f"Delete the pod {name} on {pod.node} (CNI DEL)"):
             self.supervisor.remove_group(f"pod-{name}")
             self.cni.delete(node, pod)
             network.destroy([self.layout.pod_namespace(name)])
@@ -264,7 +264,7 @@ class Lab:
         namespace = self.layout.namespace(HOST)
         if network.exists(namespace):
             return
-        with self._step(f"Build host1 {HOST_ADDRESS} and start its BIRD (AS 64512)"):
+        with self.step(f"Build host1 {HOST_ADDRESS} and start its BIRD (AS 64512)"):
             network.make_machine(
                 namespace,
                 bridge_namespace=self.layout.bridge_namespace,
@@ -274,14 +274,14 @@ class Lab:
             )
             self._write_router(reconfigure=False)
             self.supervisor.write_group(
-                HOST, [Program("bird", self.router.command()), _server(namespace)]
+                HOST, [Program("bird", self.router.command()), server(namespace)]
             )
             self.supervisor.update()
 
     def _machine_up(self, node: Node) -> None:
         if network.exists(self.layout.namespace(node.name)):
             return
-        with self._step(f"Build the machine {node.name} {node.address}"):
+        with self.step(f"Build the machine {node.name} {node.address}"):
             network.make_machine(
                 self.layout.namespace(node.name),
                 bridge_namespace=self.layout.bridge_namespace,
@@ -297,11 +297,11 @@ class Lab:
     def _etcd_up(self) -> None:
         data = self.layout.state / "etcd"
         if not data.exists():
-            with self._step(f"Start etcd ({self.layout.etcd_url})"):
+            with self.step(f"Start etcd ({self.layout.etcd_url})"):
                 data.mkdir(mode=0o700)
                 self.supervisor.write_group(DATASTORE, [_etcd(self.layout, data)])
                 self.supervisor.update()
-        with self._step("Wait for etcd"):
+        with self.step("Wait for etcd"):
             self.wait_for_etcd()
 
     def wait_for_etcd(self, *, patience_s: float = 30) -> None:
@@ -323,7 +323,7 @@ class Lab:
         home = self.layout.node_dir(node.name)
         for folder in ("run", "state", "endpoint-status"):
             (home / folder).mkdir(parents=True, exist_ok=True)
-        with self._step(f"Register {node.name} and start {', '.join(DAEMONS)} on it"):
+        with self.step(f"Register {node.name} and start {', '.join(DAEMONS)} on it"):
             self.cymric(node.name, "node", "init")
             self.supervisor.write_group(
                 node.name,
@@ -358,12 +358,16 @@ class Lab:
         }
         return namespace in names or self.layout.owns_namespace(namespace)
 
+    def update_records(self, change: Callable[[Records], Records]) -> None:
+        """Remember something else of the lab than before."""
+        self._save(change(self.records))
+
     def _save(self, known: Records) -> None:
         records.save(self.layout, known)
 
 
-def _server(namespace: str) -> Program:
-    """The HTTP server of a pod or of host1."""
+def server(namespace: str) -> Program:
+    """The HTTP server of a pod, of host1 or of a router."""
     script = str(HERE / "pod_server.py")
     words = (*entering(namespace), sys.executable, "-I", "-S", script, str(HTTP_PORT))
     return Program("http", words)

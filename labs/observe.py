@@ -42,11 +42,14 @@ class Route:
     via: IPv4Address | None
     device: str
     protocol: str
+    hops: tuple[IPv4Address, ...] = ()
+    """The gateways of a route with several."""
 
     def __str__(self) -> str:
         words = "blackhole " if self.kind == "blackhole" else ""
         words += str(self.prefix)
         words += f" via {self.via}" if self.via else ""
+        words += "".join(f" via {hop}" for hop in self.hops)
         words += f" dev {self.device}" if self.device and not self.via else ""
         return f"{words} proto {self.protocol}"
 
@@ -111,6 +114,7 @@ def _route(entry: Mapping[str, Any]) -> Route:
         device=str(entry.get("dev", "")),
         # `ip` leaves out the one that stands for "nobody in particular".
         protocol=str(entry.get("protocol", "boot")),
+        hops=tuple(sorted(IPv4Address(hop["gateway"]) for hop in entry.get("nexthops", ()))),
     )
 
 
@@ -165,6 +169,14 @@ def matrix(lab: Lab) -> Mapping[tuple[str, str], Answer]:
 def seen_outside(lab: Lab, pods: Sequence[str]) -> Mapping[str, Answer]:
     """The source address that host1 sees when each of `pods` asks it by HTTP."""
     asked = {pod: (lab.layout.pod_namespace(pod), str(HOST_ADDRESS)) for pod in pods}
+    answers = fetch_all(tuple(asked.values()))
+    return {pod: answers[request] for pod, request in asked.items()}
+
+
+def seen_in_the_world(lab: Lab, world: IPv4Address) -> Mapping[str, Answer]:
+    """The source address that a top-of-rack router sees when each pod asks the world by HTTP."""
+    pods = [pod.name for pod in lab.records.pods]
+    asked = {pod: (lab.layout.pod_namespace(pod), str(world)) for pod in pods}
     answers = fetch_all(tuple(asked.values()))
     return {pod: answers[request] for pod, request in asked.items()}
 

@@ -1,4 +1,4 @@
-"""What the lab remembers of itself between two commands: its nodes, its pods, host1's import.
+"""What the lab remembers of itself between two commands: nodes, pods, host1's import, the rack.
 
 One JSON file, replaced by rename. It is written before the thing it speaks of is made and after
 it is gone, so that whatever exists can be found and taken down.
@@ -22,6 +22,8 @@ class Records:
     nodes: tuple[Node, ...] = ()
     pods: tuple[Pod, ...] = ()
     imports: Import = Import.STRICT
+    rack: bool = False
+    """Whether it was made a rack (rack.py)."""
 
     def node(self, name: str) -> Node:
         """Raises Unknown for a name that the lab does not have."""
@@ -69,6 +71,7 @@ def load(layout: Layout) -> Records:
         nodes=tuple(Node(n["name"], IPv4Address(n["address"])) for n in stored["nodes"]),
         pods=tuple(Pod(**{**pod, "pools": tuple(pod["pools"])}) for pod in stored["pods"]),
         imports=Import(stored["imports"]),
+        rack=bool(stored.get("rack")),
     )
 
 

@@ -114,7 +114,7 @@ class Layout:
 
     def owns_namespace(self, namespace: str) -> bool:
         """True for names that only this lab gives, even when its records are lost."""
-        known = rf"{re.escape(self.name)}-(net|{HOST}|{CONTROL}|node\d+|pod-[a-z0-9-]+)"
+        known = rf"{re.escape(self.name)}-(net|{HOST}|{CONTROL}|node\d+|tor\d|pod-[a-z0-9-]+)"
         return re.fullmatch(known, namespace) is not None
 
     def node_dir(self, node: str) -> Path:
