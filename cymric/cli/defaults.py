@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from cymric.cli.schema import Tree
-from cymric.model import endpoints
+from cymric.model import endpoints, policy
 from cymric.model.net import parse_network
 from cymric.model.resources import API_VERSION
 
 DEFAULT_NAMESPACE = "default"
+LABEL_TIER = "projectcalico.org/tier"
 
 
 def fill(tree: Tree, stored: Tree | None) -> None:
@@ -80,12 +81,40 @@ def workload_endpoint_name(spec: Tree) -> str:
         return ""
 
 
+def _policy(tree: Tree, stored: Tree | None) -> None:
+    metadata, spec = tree["metadata"], tree["spec"]
+    spec["tier"] = spec.get("tier") or policy.DEFAULT_TIER
+    if not spec.get("types"):
+        if spec.get("egress") and not spec.get("ingress"):
+            spec["types"] = [policy.EGRESS]
+        elif spec.get("egress"):
+            spec["types"] = [policy.INGRESS, policy.EGRESS]
+        else:
+            spec["types"] = [policy.INGRESS]
+    labels = {**metadata.get("labels", {}), LABEL_TIER: spec["tier"]}
+    metadata["labels"] = dict(sorted(labels.items()))
+    # Calico of every version since 3.30 finds the user's name here, whatever the key says.
+    hidden = f'{{"name":"{metadata["name"]}"}}'
+    annotations = {policy.NAME_ANNOTATION: hidden, **metadata.get("annotations", {})}
+    metadata["annotations"] = dict(sorted(annotations.items()))
+
+
+def _tier(tree: Tree, stored: Tree | None) -> None:
+    tree["spec"].setdefault("defaultAction", "Deny")
+    tree.setdefault("status", {})
+
+
 def _nothing(tree: Tree, stored: Tree | None) -> None:
     pass
 
 
 _FILLERS: Mapping[str, Callable[[Tree, Tree | None], None]] = {
+    "GlobalNetworkPolicy": _policy,
     "IPPool": _ip_pool,
+    "NetworkPolicy": _policy,
     "Node": _node,
+    "StagedGlobalNetworkPolicy": _policy,
+    "StagedNetworkPolicy": _policy,
+    "Tier": _tier,
     "WorkloadEndpoint": _workload_endpoint,
 }

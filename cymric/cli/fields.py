@@ -98,6 +98,28 @@ _RULE = fields(
     destination=_ENTITY,
     metadata=fields("annotations:map"),
 )
+_POLICY = "tier order:number? ingress:objects egress:objects selector types:strings "
+NETWORK_POLICY = fields(
+    _POLICY + "serviceAccountSelector performanceHints:strings", ingress=_RULE, egress=_RULE
+)
+GLOBAL_NETWORK_POLICY = fields(
+    _POLICY + "doNotTrack:bool preDNAT:bool applyOnForward:bool serviceAccountSelector "
+    "namespaceSelector performanceHints:strings",
+    ingress=_RULE,
+    egress=_RULE,
+)
+_STAGED = fields("stagedAction")
+STAGED_NETWORK_POLICY = {**_STAGED, **NETWORK_POLICY}
+STAGED_GLOBAL_NETWORK_POLICY = {**_STAGED, **GLOBAL_NETWORK_POLICY}
+STAGED_KUBERNETES_NETWORK_POLICY = fields(
+    "stagedAction podSelector:any ingress:any egress:any policyTypes:strings"
+)
+TIER = fields("order:number? defaultAction:string?")
+NETWORK_SET = fields("nets:strings")
+HOST_ENDPOINT = fields(
+    "node interfaceName expectedIPs:strings profiles:strings ports:objects",
+    ports=fields("name protocol:port port:int"),
+)
 PROFILE = fields("ingress:objects egress:objects labelsToApply:map", ingress=_RULE, egress=_RULE)
 
 CLUSTER_INFORMATION = fields("clusterGUID clusterType calicoVersion datastoreReady:bool? variant")

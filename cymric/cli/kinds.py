@@ -119,6 +119,86 @@ _ENDPOINT: tuple[Column, ...] = (
     _column("INTERFACE", "spec.interfaceName"),
 )
 
+_POLICY = (_NAME, _column("TIER", "spec.tier", absent="default"))
+_POLICY_WIDE = (*_POLICY, _column("ORDER", "spec.order"), _column("SELECTOR", "spec.selector"))
+_NETWORK_SET = (_NAME, _column("NETS", "spec.nets"))
+_HOST_ENDPOINT = (_NAME, _column("NODE", "spec.node"))
+
+_POLICY_KINDS = (
+    Kind(
+        name="NetworkPolicy",
+        aliases=("networkpolicy", "networkpolicies", "policy", "policies", "np", "pol", "pols"),
+        fields=fields.resource(fields.NETWORK_POLICY),
+        columns=_POLICY,
+        wide=_POLICY_WIDE,
+    ),
+    Kind(
+        name="GlobalNetworkPolicy",
+        aliases=("globalnetworkpolicy", "globalnetworkpolicies", "gnp", "gnps"),
+        fields=fields.resource(fields.GLOBAL_NETWORK_POLICY),
+        columns=_POLICY,
+        wide=_POLICY_WIDE,
+    ),
+    Kind(
+        name="StagedNetworkPolicy",
+        aliases=("stagednetworkpolicy", "stagednetworkpolicies", "snp", "snps"),
+        fields=fields.resource(fields.STAGED_NETWORK_POLICY),
+        columns=_POLICY,
+        wide=_POLICY_WIDE,
+    ),
+    Kind(
+        name="StagedGlobalNetworkPolicy",
+        aliases=("stagedglobalnetworkpolicy", "stagedglobalnetworkpolicies", "sgnp", "sgnps"),
+        fields=fields.resource(fields.STAGED_GLOBAL_NETWORK_POLICY),
+        columns=_POLICY,
+        wide=_POLICY_WIDE,
+    ),
+    Kind(
+        name="StagedKubernetesNetworkPolicy",
+        aliases=("stagedkubernetesnetworkpolicy", "stagedkubernetesnetworkpolicies", "sknp",
+                 "sknps"),
+        fields=fields.resource(fields.STAGED_KUBERNETES_NETWORK_POLICY),
+        columns=(_NAME,),
+    ),
+    Kind(
+        name="Tier",
+        aliases=("tier", "tiers"),
+        fields=fields.resource(fields.TIER, status=True),
+        columns=(_NAME, _column("ORDER", "spec.order")),
+        wide=(
+            _NAME,
+            _column("ORDER", "spec.order"),
+            _column("DEFAULTACTION", "spec.defaultAction", absent="Deny"),
+        ),
+    ),
+    Kind(
+        name="NetworkSet",
+        aliases=("networkset", "networksets", "netset", "netsets"),
+        fields=fields.resource(fields.NETWORK_SET),
+        columns=(_NAME,),
+        wide=_NETWORK_SET,
+    ),
+    Kind(
+        name="GlobalNetworkSet",
+        aliases=("globalnetworkset", "globalnetworksets"),
+        fields=fields.resource(fields.NETWORK_SET),
+        columns=(_NAME,),
+        wide=_NETWORK_SET,
+    ),
+    Kind(
+        name="HostEndpoint",
+        aliases=("hostendpoint", "hostendpoints", "hep", "heps"),
+        fields=fields.resource(fields.HOST_ENDPOINT),
+        columns=_HOST_ENDPOINT,
+        wide=(
+            *_HOST_ENDPOINT,
+            _column("INTERFACE", "spec.interfaceName"),
+            _column("IPS", "spec.expectedIPs"),
+            _column("PROFILES", "spec.profiles"),
+        ),
+    ),
+)  # fmt: skip
+
 KINDS: tuple[Kind, ...] = (
     Kind(
         name="Node",
@@ -218,6 +298,7 @@ KINDS: tuple[Kind, ...] = (
         fields=fields.resource(fields.IP_RESERVATION),
         columns=(_NAME, _column("RESERVEDCIDRS", "spec.reservedCIDRs")),
     ),
+    *_POLICY_KINDS,
 )  # fmt: skip
 
 _BY_WORD = {alias: kind for kind in KINDS for alias in kind.aliases}

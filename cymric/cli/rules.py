@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from cymric.cli import policy_rules
 from cymric.cli.schema import Problem, Tree
 from cymric.model.bgp_filter import BGPFilterSpec, FilterRule
 from cymric.model.net import Network, contains, parse_address, parse_network
@@ -255,11 +256,14 @@ def _workload_endpoint(tree: Tree, stored: Tree | None, around: Surroundings) ->
 def _profile(tree: Tree, stored: Tree | None, around: Surroundings) -> Problems:
     if tree["metadata"].get("name") == DEFAULT_ALLOW_PROFILE:
         yield Problem("metadata.name", "this profile is built in and cannot be written")
-    for direction in ("ingress", "egress"):
-        for index, rule in enumerate(tree["spec"].get(direction, ())):
-            if rule.get("action") not in ("Allow", "Deny", "Log", "Pass"):
-                path = f"spec.{direction}[{index}].action"
-                yield Problem(path, f"{rule.get('action')!r} is not Allow, Deny, Log or Pass")
+    yield from policy_rules.rules(tree["spec"], is_global=True)
+
+
+def _of_tree(
+    rule: Callable[[Tree], Problems],
+) -> Callable[[Tree, Tree | None, Surroundings], Problems]:
+    """A rule that needs to know of nothing else."""
+    return lambda tree, stored, around: rule(tree)
 
 
 def _felix_configuration(tree: Tree, stored: Tree | None, around: Surroundings) -> Problems:
@@ -284,10 +288,19 @@ RULES: Mapping[str, Callable[[Tree, Tree | None, Surroundings], Problems]] = {
     "BGPPeer": _bgp_peer,
     "ClusterInformation": _nothing,
     "FelixConfiguration": _felix_configuration,
+    "GlobalNetworkPolicy": _of_tree(policy_rules.policy),
+    "GlobalNetworkSet": _of_tree(policy_rules.network_set),
+    "HostEndpoint": _nothing,
     "IPPool": _ip_pool,
     "IPReservation": _ip_reservation,
+    "NetworkPolicy": _of_tree(policy_rules.policy),
+    "NetworkSet": _of_tree(policy_rules.network_set),
     "Node": _node,
     "Profile": _profile,
+    "StagedGlobalNetworkPolicy": _of_tree(policy_rules.policy),
+    "StagedKubernetesNetworkPolicy": _nothing,
+    "StagedNetworkPolicy": _of_tree(policy_rules.policy),
+    "Tier": _of_tree(policy_rules.tier),
     "WorkloadEndpoint": _workload_endpoint,
 }
 

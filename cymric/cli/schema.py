@@ -146,6 +146,12 @@ def _int(value: object) -> int:
     return value
 
 
+def _number(value: object) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"expected a number, not {_describe(value)}")
+    return int(value) if value == int(value) else value
+
+
 def _duration(value: object) -> str:
     return go_duration(_string(value))
 
@@ -188,6 +194,7 @@ _READERS: Mapping[str, Callable[[object], object]] = {
     "string": _string,
     "bool": _bool,
     "int": _int,
+    "number": _number,
     "duration": _duration,
     "asn": _asn,
     "strings": _strings,
