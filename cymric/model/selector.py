@@ -134,7 +134,10 @@ class And:
 
     def matches(self, labels: Labels) -> bool:
         """Whether every operand matches."""
-        return all(operand.matches(labels) for operand in self.operands)
+        for operand in self.operands:  # noqa: SIM110 - twice as fast as all() on the hottest path
+            if not operand.matches(labels):
+                return False
+        return True
 
     def __str__(self) -> str:
         return f"({' && '.join(map(str, self.operands))})"
@@ -148,7 +151,10 @@ class Or:
 
     def matches(self, labels: Labels) -> bool:
         """Whether any operand matches."""
-        return any(operand.matches(labels) for operand in self.operands)
+        for operand in self.operands:  # noqa: SIM110 - see And
+            if operand.matches(labels):
+                return True
+        return False
 
     def __str__(self) -> str:
         return f"({' || '.join(map(str, self.operands))})"
