@@ -24,6 +24,7 @@ from cymric.datastore.etcd import open_datastore
 from cymric.datastore.syncer import Syncer, Update
 from cymric.kernel.addresses import AddressEvents, by_interface
 from cymric.kernel.command import Commands, HostCommands
+from cymric.kernel.conntrack import KernelConnections
 from cymric.kernel.netfilter_events import NetfilterEvents
 from cymric.kernel.netlink import Netlink
 from cymric.kernel.routes import RouteTable
@@ -265,7 +266,7 @@ def build_drivers(
             status=StatusFiles(settings.endpoint_status_dir),
             on_up=on_up,
         ),
-        conntrack=Conntrack(commands),
+        conntrack=Conntrack(commands, KernelConnections()),
         sysctls=sysctls,
         reevaluation=Reevaluation(commands),
         table_events=NetfilterEvents(),
