@@ -30,6 +30,7 @@ from cymric.kernel.netlink import Netlink
 from cymric.kernel.routes import RouteTable
 from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.keys import Key, ResourceKey, resource_prefix
+from cymric.runtime import logs
 from cymric.runtime.boot_mark import write_mark
 from cymric.runtime.daemon import run_daemon
 from cymric.runtime.health import Health
@@ -63,14 +64,19 @@ log = structlog.get_logger()
 class Reporter:
     """Says what is not enforced as written, once per change."""
 
-    def __init__(self) -> None:
+    def __init__(self, log_level: str) -> None:
         self._before = Desired()
+        self._log_level = log_level
 
     def report(self, desired: Desired) -> None:
         """Log what is new and set the metrics."""
         before, self._before = self._before, desired
         for problem in sorted({*desired.problems} - {*before.problems}):
             log.warning("not as written", subject=problem.subject, reason=problem.reason)
+        for note in sorted({*desired.notes} - {*before.notes}):
+            log.info("set, but of no effect here", subject=note.subject, reason=note.reason)
+        if desired.config.log_severity != before.config.log_severity:
+            logs.set_level(desired.config.log_severity or self._log_level)
         if desired.unenforced != before.unenforced and desired.unenforced:
             log.error(
                 "POLICIES ARE NOT ENFORCED",
@@ -117,11 +123,12 @@ class Source:
         kick: Kick,
         health: Health,
         clock: Callable[[], float] = time.monotonic,
+        log_level: str = "info",
     ) -> None:
         self._calculation = calculation
         self._kick = kick
         self._health = health
-        self._reporter = Reporter()
+        self._reporter = Reporter(log_level)
         self.stopwatch = Stopwatch(clock)
         self.in_sync = asyncio.Event()
 
@@ -185,7 +192,7 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
     kick = Kick()
     has_ipv6 = Sysctls().has_ipv6
     calculation = Calculation(settings.node_name, os.environ, has_ipv6=has_ipv6)
-    source = Source(calculation, kick, health)
+    source = Source(calculation, kick, health, log_level=settings.log_level)
     prefixes = [resource_prefix(kind) for kind in KINDS]
     syncer = Syncer(store, prefixes, source.on_updates, source.on_in_sync)
     async with asyncio.TaskGroup() as tasks:

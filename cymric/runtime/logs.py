@@ -14,9 +14,37 @@ import structlog
 from cymric.runtime.settings import Settings
 
 
+class _Threshold:
+    """Drops what is less than the level, which may change while the process runs."""
+
+    def __init__(self) -> None:
+        self.number = logging.INFO
+
+    def __call__(
+        self, _: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        if _NUMBER_BY_METHOD.get(method, logging.CRITICAL) < self.number:
+            raise structlog.DropEvent
+        return event
+
+
+_NUMBER_BY_METHOD = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+_threshold = _Threshold()
+
+
+def set_level(name: str) -> None:
+    """Log from now on what is at least `debug`, `info`, `warning` or `error`."""
+    _threshold.number = logging.getLevelNamesMapping()[name.upper()]
+    logging.getLogger().setLevel(max(_threshold.number, logging.WARNING))
+
+
 def configure(settings: Settings, daemon: str) -> None:
     """Set up structlog and `logging` for this process; `daemon` is on every line."""
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     is_console = settings.log_format == "console" or (
         settings.log_format == "auto" and sys.stderr.isatty()
     )
@@ -33,8 +61,8 @@ def configure(settings: Settings, daemon: str) -> None:
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
-        processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=[_threshold, *shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
@@ -47,5 +75,5 @@ def configure(settings: Settings, daemon: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(max(level, logging.WARNING))
+    set_level(settings.log_level)
     structlog.contextvars.bind_contextvars(daemon=daemon, node=settings.node_name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from cymric.model.net import Network, host_network, parse_interface, parse_network
 from cymric.model.resources import (
@@ -13,33 +13,72 @@ from cymric.model.resources import (
     IPPool,
     Node,
 )
-from felix.calc.config import FelixConfig, Source, from_object, settle
-from felix.calc.values import Problem
+from cymric.model.selector import SelectorError
+from cymric.model.selector import parse as parse_selector
+from felix.calc.config import FelixConfig
+from felix.calc.sources import Source, from_object, settle, without_effect
+from felix.calc.values import NatExclusion, Problem
+
+ANNOTATION_NAT_EXCLUDE = "cymric.io/nat-exclude"
+"""On a pool with natOutgoing: prefixes that see its addresses untranslated, with commas."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters of this node, what could not be read, and what is set without any effect."""
+
+    config: FelixConfig
+    problems: tuple[Problem, ...]
+    notes: tuple[Problem, ...]
 
 
 def parameters(
     node_name: str,
+    node_labels: Mapping[str, str],
     environment: Source,
     stored: Iterable[FelixConfiguration],
     *,
     has_ipv6: bool,
-) -> tuple[FelixConfig, tuple[Problem, ...]]:
-    """The parameters of this node, and what could not be read."""
-    sources = [environment]
-    problems = []
-    found = {item.metadata.name: item for item in stored}
-    for name in (f"node.{node_name}", "default"):
-        if item := found.pop(name, None):
-            sources.append(from_object(name, item.spec, item.annotations))
-    for name in found:
-        if not name.startswith("node."):
-            reason = "scoped by selector: ignored"
-            problems.append(Problem(f"FelixConfiguration {name}", reason))
+) -> Parameters:
+    """The parameters of a node that has these labels."""
+    by_name = {item.metadata.name: item for item in stored}
+    own, default = by_name.pop(f"node.{node_name}", None), by_name.pop("default", None)
+    scoped, problems = _scoped(node_labels, by_name)
+    found = [item for item in (own, *scoped, default) if item is not None]
+    sources = [
+        environment,
+        *(from_object(item.metadata.name, item.spec, item.annotations) for item in found),
+    ]
     config, rejected = settle(sources)
-    problems.extend(Problem(subject, reason) for subject, reason in rejected)
+    problems += [Problem(subject, reason) for subject, reason in rejected]
     if not has_ipv6:
         config = replace(config, ipv6_support=False)
-    return config, tuple(problems)
+    notes = tuple(Problem(subject, reason) for subject, reason in without_effect(sources))
+    return Parameters(config, tuple(problems), notes)
+
+
+def _scoped(
+    labels: Mapping[str, str], by_name: Mapping[str, FelixConfiguration]
+) -> tuple[list[FelixConfiguration], list[Problem]]:
+    """The objects whose selector matches the node; of several the first by name is strongest."""
+    found: list[FelixConfiguration] = []
+    problems: list[Problem] = []
+    for name, item in sorted(by_name.items()):
+        if name.startswith("node."):
+            continue
+        subject = f"FelixConfiguration {name}"
+        text = item.spec.get("nodeSelector")
+        if not isinstance(text, str) or not text.strip():
+            problems.append(Problem(subject, "is for no node: it has no nodeSelector"))
+            continue
+        try:
+            is_ours = parse_selector(text).matches(labels)
+        except SelectorError as error:
+            problems.append(Problem(subject, f"nodeSelector: {error}"))
+            continue
+        if is_ours:
+            found.append(item)
+    return found, problems
 
 
 def is_ready(stored: Iterable[ClusterInformation]) -> bool:
@@ -58,6 +97,29 @@ def pools(stored: Iterable[IPPool]) -> tuple[frozenset[Network], frozenset[Netwo
         ),
         frozenset(pool.spec.network for pool in found if pool.spec.nat_outgoing),
     )
+
+
+def nat_exclusions(
+    stored: Iterable[IPPool],
+) -> tuple[tuple[NatExclusion, ...], tuple[Problem, ...]]:
+    """What the pools' annotations leave untranslated, and what of them cannot be read."""
+    found: list[NatExclusion] = []
+    problems: list[Problem] = []
+    for pool in stored:
+        text = pool.annotations.get(ANNOTATION_NAT_EXCLUDE, "")
+        for word in filter(None, (part.strip() for part in text.split(","))):
+            subject = f"IPPool {pool.metadata.name}"
+            try:
+                destination = parse_interface(word).network
+            except ValueError as error:
+                problems.append(Problem(subject, f"{ANNOTATION_NAT_EXCLUDE}: {error}"))
+                continue
+            if destination.version != pool.spec.network.version:
+                reason = f"{ANNOTATION_NAT_EXCLUDE}: {word} is of the other family"
+                problems.append(Problem(subject, reason))
+            else:
+                found.append(NatExclusion(pool.spec.network, destination))
+    return tuple(found), tuple(problems)
 
 
 def hosts(stored: Iterable[Node], config: FelixConfig) -> Iterator[Network]:

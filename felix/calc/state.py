@@ -30,11 +30,12 @@ from cymric.model.resources import (
 )
 from cymric.model.strictest import Damaged
 from felix.calc import cluster, graph, host_endpoints
-from felix.calc.config import FelixConfig, Source, from_environment
+from felix.calc.config import FelixConfig
 from felix.calc.endpoints import LocalEndpoints
 from felix.calc.host_endpoints import AddressesByInterface, Owners
 from felix.calc.policies import WILDCARD_INTERFACE
 from felix.calc.policies import HostEndpoint as ResolvedHostEndpoint
+from felix.calc.sources import Source, from_environment
 from felix.calc.values import Desired, Endpoint, Problem
 
 _CLUSTER_KINDS = (
@@ -75,6 +76,7 @@ class Calculation:
         self._graph = graph.PolicyGraph()
         self._host_owners: Owners = {}
         self._config = FelixConfig()
+        self._labels: Mapping[str, str] = {}
         self._problems: dict[str, tuple[Problem, ...]] = {}
         self._with_tiers: dict[str, tuple[Endpoint, Endpoint]] = {}
         self._dirty = {*KINDS, _INTERFACES}
@@ -174,12 +176,17 @@ class Calculation:
     def _work_out(self, dirty: set[str]) -> None:
         before = self._desired
         changes: dict[str, object] = {}
-        if "FelixConfiguration" in dirty:
-            found = self._of("FelixConfiguration", FelixConfiguration)
-            self._config, self._problems["config"] = cluster.parameters(
-                self.node_name, self._environment, found, has_ipv6=self._has_ipv6
+        has_other_labels = "Node" in dirty and self._has_other_labels()
+        if has_other_labels or "FelixConfiguration" in dirty:
+            found = cluster.parameters(
+                self.node_name,
+                self._labels,
+                self._environment,
+                self._of("FelixConfiguration", FelixConfiguration),
+                has_ipv6=self._has_ipv6,
             )
-            changes["config"] = self._config
+            self._config, self._problems["config"] = found.config, found.problems
+            changes |= {"config": found.config, "notes": found.notes}
             dirty |= {"Node", _INTERFACES}  # external nodes; what a workload's interface is
         if dirty & {_HOST_ENDPOINT, _INTERFACES}:
             self._assign_interfaces()
@@ -193,14 +200,20 @@ class Calculation:
         changes["profiles"] = self._graph.profiles
         changes["policies"] = self._graph.policies
         changes["ip_sets"] = self._graph.ip_sets
-        changes["problems"] = self._all_problems()
         if dirty & {*_CLUSTER_KINDS}:
             changes |= self._cluster(dirty)
+        changes["problems"] = self._all_problems()
         if dirty != {_OTHERS}:  # which alone are no reason to tell anyone downstream
             changes["count_by_kind"] = self._counts()
         if any(getattr(before, name) != value for name, value in changes.items()):
             changes["count_by_kind"] = self._counts()
             self._desired = replace(before, **changes)  # type: ignore[arg-type]
+
+    def _has_other_labels(self) -> bool:
+        """Whether this node's labels, by which parameters are scoped, are others than before."""
+        stored = self._objects["Node"].get(ResourceKey("Node", self.node_name))
+        before, self._labels = self._labels, stored.labels if isinstance(stored, Node) else {}
+        return before != self._labels
 
     def _of(self, kind: str, type_: type[T]) -> Iterable[T]:
         objects = self._objects[kind]
@@ -222,6 +235,8 @@ class Calculation:
         if "IPPool" in dirty:
             pools, masquerade_pools = cluster.pools(self._of("IPPool", IPPool))
             changes |= {"pools": pools, "masquerade_pools": masquerade_pools}
+            exclusions, self._problems["pools"] = cluster.nat_exclusions(self._of("IPPool", IPPool))
+            changes["nat_exclusions"] = exclusions
         if "Node" in dirty:
             changes["hosts"] = frozenset(cluster.hosts(self._of("Node", Node), self._config))
         if "BGPConfiguration" in dirty:
@@ -235,8 +250,13 @@ class Calculation:
         local = (
             one for one in self._of(_HOST_ENDPOINT, HostEndpoint) if one.spec.node == self.node_name
         )
+        interfaces = {
+            name: addresses
+            for name, addresses in self._interfaces.items()
+            if not self._config.is_excluded_interface(name)
+        }
         self._host_owners, self._problems["hosts"] = host_endpoints.assign(
-            local, self._interfaces, self._config.is_workload_interface
+            local, interfaces, self._config.is_workload_interface
         )
 
     def _endpoints_with_tiers(self) -> tuple[Endpoint, ...]:

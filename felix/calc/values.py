@@ -37,6 +37,7 @@ __all__ = [
     "HostEndpoint",
     "IPSet",
     "IcmpMatch",
+    "NatExclusion",
     "Policy",
     "PolicyId",
     "PolicyRule",
@@ -68,6 +69,17 @@ class FloatingAddress:
 
     external: Address
     internal: Address
+
+
+@dataclass(frozen=True, slots=True)
+class NatExclusion:
+    """What goes from a pool to `destination` keeps its source, although the pool is masqueraded."""
+
+    pool: Network
+    destination: Network
+
+    def __str__(self) -> str:
+        return f"{self.pool} {self.destination}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +151,12 @@ class Desired:
     """Every set that a rule of `policies` or `profiles` names."""
     pools: frozenset[Network] = frozenset()
     masquerade_pools: frozenset[Network] = frozenset()
+    nat_exclusions: tuple[NatExclusion, ...] = ()
     hosts: frozenset[Network] = frozenset()
     service_cidrs: tuple[Network, ...] = ()
     problems: tuple[Problem, ...] = ()
+    notes: tuple[Problem, ...] = ()
+    """What is set and has no effect here; nothing is enforced less for it."""
     unenforced: tuple[str, ...] = ()
     """Policies and host endpoints that exist and are not enforced, by key."""
     count_by_kind: Mapping[str, int] = field(default_factory=dict)

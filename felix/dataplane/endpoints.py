@@ -20,7 +20,7 @@ import structlog
 
 from cymric.kernel.api import Route, Routes, on_link
 from cymric.kernel.links import Link, Links
-from cymric.model.net import Address, Network
+from cymric.model.net import Address, Network, parse_address
 from cymric.model.prefix import prefix_at
 from felix import metrics
 from felix.calc.config import FelixConfig
@@ -221,7 +221,10 @@ class EndpointManager:
                 del self._wanted[prefix]
             else:
                 metric = self._config.route_priority(prefix.version)
-                self._wanted[prefix] = on_link(owner, metric=metric)
+                source = self._config.route_source(prefix.version)
+                self._wanted[prefix] = on_link(
+                    owner, metric=metric, source=parse_address(source) if source else None
+                )
         return is_done
 
     async def _configure_one(self, link: Link, endpoint: Endpoint) -> bool:

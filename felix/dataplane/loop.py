@@ -76,6 +76,8 @@ def fixed_parameters(config: FelixConfig) -> tuple[object, ...]:
         config.normal_route_priority,
         config.normal_route_priority_ipv6,
         config.ip_forwarding,
+        config.device_route_source,
+        config.device_route_source_ipv6,
         config.ip_versions,
     )
 

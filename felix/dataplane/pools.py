@@ -23,6 +23,7 @@ def sets(desired: Desired, addresses: AddressesByInterface) -> tuple[IPSet, ...]
         host_network(address)
         for name, found in addresses.items()
         if not desired.config.is_workload_interface(name)
+        and not desired.config.is_excluded_interface(name)
         for address in found
     )
     fixed = (

@@ -24,7 +24,9 @@ from felix.rules.rule import (
     Jump,
     Log,
     Masquerade,
+    NFLog,
     Rule,
+    SetDSCP,
     SetMark,
     SourceNAT,
     Target,
@@ -75,6 +77,10 @@ def action(wanted: Action | None) -> str:
             return f"--jump MARK --set-mark {bits:#x}/{mask:#x}"
         case Log(prefix):
             return f'--jump LOG --log-prefix "{prefix}" --log-level 5'
+        case NFLog(prefix, group):
+            return f'--jump NFLOG --nflog-group {group} --nflog-prefix "{prefix}"'
+        case SetDSCP(value):
+            return f"--jump DSCP --set-dscp {value:#04x}"
         case Masquerade(ports, random_fully):
             return "--jump MASQUERADE" + _ports(ports) + _random(random_fully)
         case DestinationNAT(address):

@@ -14,10 +14,16 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from felix.rules.names import FROM_WORKLOAD, TO_WORKLOAD, limited
-from felix.rules.rule import DROP, Chain, Goto, Match, Rule
+from felix.rules.rule import DROP, Chain, Goto, Match, Rule, Target
 from felix.rules.static import FROM_WORKLOAD_DISPATCH, TO_WORKLOAD_DISPATCH
 
-UNKNOWN = Rule(action=DROP, comments=("Unknown interface",))
+
+def unknown(denied: Target = DROP) -> Rule:
+    """What the packets of an interface meet that nobody knows."""
+    return Rule(action=denied, comments=("Unknown interface",))
+
+
+UNKNOWN = unknown()
 
 _MatchInterface = Callable[[str], Match]
 _Of = tuple[tuple[str, ...], tuple[Rule, ...]]

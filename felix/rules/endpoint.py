@@ -21,6 +21,7 @@ from enum import Enum, auto
 from felix.calc.config import FelixConfig
 from felix.calc.policies import PolicyId, TierPolicies, Verdict
 from felix.calc.values import Endpoint
+from felix.rules.actions import allow, deny
 from felix.rules.marks import Marks
 from felix.rules.names import (
     FROM_WORKLOAD,
@@ -73,7 +74,9 @@ class Layout:
     tiers: Sequence[TierPolicies]
     profiles: Sequence[str] = ()
     accept: Target = ACCEPT
-    """What established connections meet; other than ACCEPT where the table only looks on."""
+    """What established connections meet; other than ACCEPT where others have a say as well."""
+    deny: Target = DROP
+    """What denied packets meet."""
     failsafe: str = ""
     """The chain of ports that are always open, none for workloads and forwarded traffic."""
     first: tuple[Rule, ...] = ()
@@ -82,18 +85,23 @@ class Layout:
 
 def chains(endpoint: Endpoint, config: FelixConfig, marks: Marks) -> tuple[Chain, Chain]:
     """To and from a workload."""
+    accept, denied = allow(config, "filter"), deny(config, "filter")
     to_it = Layout(
+        accept=accept,
+        deny=denied,
         traffic=Traffic.NORMAL,
         direction=Direction.INBOUND,
         tiers=endpoint.tiers,
         profiles=endpoint.profiles,
     )
     from_it = Layout(
+        accept=accept,
+        deny=denied,
         traffic=Traffic.NORMAL,
         direction=Direction.OUTBOUND,
         tiers=endpoint.tiers,
         profiles=endpoint.profiles,
-        first=_no_tunnels(config),
+        first=_no_tunnels(config, denied),
     )
     return (
         chain(limited(TO_WORKLOAD, endpoint.interface), to_it, config, marks),
@@ -105,7 +113,7 @@ def chain(name: str, layout: Layout, config: FelixConfig, marks: Marks) -> Chain
     """One chain of an endpoint."""
     rules: list[Rule] = []
     if layout.traffic is not Traffic.UNTRACKED:
-        rules += _tracked(layout.accept, config, marks)
+        rules += _tracked(layout, config, marks)
     if layout.failsafe:
         rules.append(Rule(action=Jump(layout.failsafe)))
     rules.append(Rule(action=ClearMark(marks.accept | marks.passed)))
@@ -119,7 +127,7 @@ def chain(name: str, layout: Layout, config: FelixConfig, marks: Marks) -> Chain
         rules.append(Rule(action=SetMark(marks.accept), comments=(_FORWARDED,)))
         rules.append(Rule(action=RETURN, comments=("Return for accepted forward traffic",)))
     if layout.traffic is Traffic.NORMAL:
-        rules += _profiles(layout.profiles, layout.direction, marks)
+        rules += _profiles(layout, marks)
     return Chain(name, tuple(rules))
 
 
@@ -130,23 +138,23 @@ def _of_direction(tier: TierPolicies, direction: Direction) -> tuple[PolicyId, .
     return tier.inbound if direction is Direction.INBOUND else tier.outbound
 
 
-def _tracked(accept: Target, config: FelixConfig, marks: Marks) -> list[Rule]:
+def _tracked(layout: Layout, config: FelixConfig, marks: Marks) -> list[Rule]:
     established = Match().conntrack_state("RELATED,ESTABLISHED")
-    rules = [Rule(established, accept)]
-    if accept != ACCEPT:
+    rules = [Rule(established, layout.accept)]
+    if layout.accept != ACCEPT:
         rules.insert(0, Rule(established, SetMark(marks.accept)))
     if not config.disable_conntrack_invalid_check:
-        rules.append(Rule(Match().conntrack_state("INVALID"), DROP))
+        rules.append(Rule(Match().conntrack_state("INVALID"), layout.deny))
     return rules
 
 
-def _no_tunnels(config: FelixConfig) -> tuple[Rule, ...]:
+def _no_tunnels(config: FelixConfig, denied: Target) -> tuple[Rule, ...]:
     rules = []
     if not config.allow_vxlan_from_workloads:
         rules.append(
             Rule(
                 Match().protocol(_UDP).destination_ports(str(config.vxlan_port)),
-                DROP,
+                denied,
                 ("Drop VXLAN encapped packets originating in workloads",),
             )
         )
@@ -154,7 +162,7 @@ def _no_tunnels(config: FelixConfig) -> tuple[Rule, ...]:
         rules.append(
             Rule(
                 Match().protocol(_IPIP),
-                DROP,
+                denied,
                 ("Drop IPinIP encapped packets originating in workloads",),
             )
         )
@@ -176,14 +184,16 @@ def _tier(
     ends = layout.traffic in (Traffic.NORMAL, Traffic.FORWARDED)
     if ends and tier.default_action is not Verdict.PASS:
         comment = f"End of tier {tier.name}. Drop if no policies passed packet"
-        rules.append(Rule(not_passed, DROP, (comment,)))
+        rules.append(Rule(not_passed, layout.deny, (comment,)))
     return rules
 
 
-def _profiles(names: Sequence[str], direction: Direction, marks: Marks) -> list[Rule]:
-    _, prefix = direction.value
+def _profiles(layout: Layout, marks: Marks) -> list[Rule]:
+    _, prefix = layout.direction.value
     accepted = Rule(Match().mark_set(marks.accept), RETURN, ("Return if profile accepted",))
     steps = [
-        rule for name in names for rule in (Rule(action=Jump(limited(prefix, name))), accepted)
+        rule
+        for name in layout.profiles
+        for rule in (Rule(action=Jump(limited(prefix, name))), accepted)
     ]
-    return [*steps, Rule(action=DROP, comments=("Drop if no profiles matched",))]
+    return [*steps, Rule(action=layout.deny, comments=("Drop if no profiles matched",))]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from felix.calc.config import FelixConfig, ProtocolPort
 from felix.calc.policies import WILDCARD_INTERFACE, HostEndpoint, TierPolicies
+from felix.rules.actions import allow, deny
 from felix.rules.dispatch import Dispatch
 from felix.rules.endpoint import Direction, Layout, Traffic, chain
 from felix.rules.marks import Marks
@@ -93,8 +94,8 @@ class HostChains:
         if self._table == "raw":
             if one.untracked_tiers:
                 kind, tiers = Traffic.UNTRACKED, one.untracked_tiers
-                yield TO_HOST, _layout(kind, outbound, tiers, failsafe=FAILSAFE_OUT)
-                yield FROM_HOST, _layout(kind, inbound, tiers, failsafe=FAILSAFE_IN)
+                yield TO_HOST, self._layout(kind, outbound, tiers, failsafe=FAILSAFE_OUT)
+                yield FROM_HOST, self._layout(kind, inbound, tiers, failsafe=FAILSAFE_IN)
             return
         if self._table == "mangle":
             yield (
@@ -110,7 +111,7 @@ class HostChains:
             )
             if one.pre_dnat_tiers:
                 kind, tiers = Traffic.PRE_DNAT, one.pre_dnat_tiers
-                yield FROM_HOST, _layout(kind, inbound, tiers, failsafe=FAILSAFE_IN)
+                yield FROM_HOST, self._layout(kind, inbound, tiers, failsafe=FAILSAFE_IN)
             return
         for prefix, direction, failsafe in (
             (TO_HOST, outbound, FAILSAFE_OUT),
@@ -123,12 +124,30 @@ class HostChains:
                     direction=direction,
                     tiers=one.tiers,
                     profiles=one.profiles,
+                    accept=allow(self._config, self._table),
+                    deny=deny(self._config, self._table),
                     failsafe=failsafe,
                 ),
             )
         forwarded = Traffic.FORWARDED
-        yield TO_HOST_FORWARDED, _layout(forwarded, outbound, one.forward_tiers)
-        yield FROM_HOST_FORWARDED, _layout(forwarded, inbound, one.forward_tiers)
+        yield TO_HOST_FORWARDED, self._layout(forwarded, outbound, one.forward_tiers)
+        yield FROM_HOST_FORWARDED, self._layout(forwarded, inbound, one.forward_tiers)
+
+    def _layout(
+        self,
+        traffic: Traffic,
+        direction: Direction,
+        tiers: Sequence[TierPolicies],
+        failsafe: str = "",
+    ) -> Layout:
+        return Layout(
+            traffic=traffic,
+            direction=direction,
+            tiers=tiers,
+            failsafe=failsafe,
+            accept=allow(self._config, self._table),
+            deny=deny(self._config, self._table),
+        )
 
     def _failsafes(self, ends: Iterable[Chain]) -> list[Chain]:
         used = {target for one in ends for target in one.targets}
@@ -158,12 +177,6 @@ class HostChains:
                 match = match.net(far, str(one.net))
             rules.append(Rule(match, ACCEPT))
         return rules
-
-
-def _layout(
-    traffic: Traffic, direction: Direction, tiers: Sequence[TierPolicies], failsafe: str = ""
-) -> Layout:
-    return Layout(traffic=traffic, direction=direction, tiers=tiers, failsafe=failsafe)
 
 
 def _match(prefix: str) -> Callable[[str], Match]:

@@ -2,7 +2,8 @@
 
 What leaves a pool for the world outside all pools carries the node's address. What is sent to a
 floating address reaches the endpoint that has it; when an endpoint calls itself by it, the answer
-must come back the same way, so the source is translated, too.
+must come back the same way, so the source is translated, too. A pool may name destinations that
+are to see its addresses as they are (annotation `cymric.io/nat-exclude`).
 
 Source: Calico 3.32, felix/rules/nat.go.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from felix.calc.config import FelixConfig
-from felix.calc.values import Endpoint
+from felix.calc.values import Endpoint, NatExclusion
 from felix.rules.names import ALL_HOSTS, MASQUERADE_POOLS, NETWORK_POOLS, set_name
 from felix.rules.rule import (
     RETURN,
@@ -28,21 +29,26 @@ from felix.rules.static import FLOATING_DNAT, FLOATING_SNAT, NAT_OUTGOING
 
 
 def outgoing_chain(
-    config: FelixConfig, *, is_wanted: bool, ip_version: int = 4, random_fully: bool = True
+    config: FelixConfig,
+    *,
+    is_wanted: bool,
+    ip_version: int = 4,
+    exclusions: Iterable[NatExclusion] = (),
 ) -> Chain:
-    """`cali-nat-outgoing`, empty unless some pool wants it."""
+    """`cali-nat-outgoing`, empty unless some pool wants it; what is excluded keeps its source."""
     if not is_wanted:
         return Chain(NAT_OUTGOING)
-    if not config.nat_port_range:
-        rule = Rule(_match(config, ip_version), _translate(config, "", ip_version, random_fully))
-        return Chain(NAT_OUTGOING, (rule,))
-    rules: list[Rule] = []
-    for protocol in ("tcp", "udp"):
-        match = _match(config, ip_version, protocol)
-        action = _translate(config, config.nat_port_range, ip_version, random_fully)
-        rules += (Rule(match, action), Rule(match, RETURN))
-    action = _translate(config, "", ip_version, random_fully)
-    rules.append(Rule(_match(config, ip_version), action))
+    rules = [
+        Rule(Match().source(str(one.pool)).destination(str(one.destination)), RETURN)
+        for one in sorted(exclusions, key=str)
+        if one.pool.version == ip_version
+    ]
+    if config.nat_port_range:
+        for protocol in ("tcp", "udp"):
+            match = _match(config, ip_version, protocol)
+            action = _translate(config, config.nat_port_range, ip_version)
+            rules += (Rule(match, action), Rule(match, RETURN))
+    rules.append(Rule(_match(config, ip_version), _translate(config, "", ip_version)))
     return Chain(NAT_OUTGOING, tuple(rules))
 
 
@@ -82,7 +88,7 @@ def _match(config: FelixConfig, ip_version: int, protocol: str = "") -> Match:
     return match
 
 
-def _translate(config: FelixConfig, ports: str, ip_version: int, random_fully: bool) -> Action:
+def _translate(config: FelixConfig, ports: str, ip_version: int) -> Action:
     if config.nat_outgoing_address and ip_version == 4:  # the parameter is an IPv4 address
-        return SourceNAT(config.nat_outgoing_address, ports, random_fully)
-    return Masquerade(ports, random_fully)
+        return SourceNAT(config.nat_outgoing_address, ports, config.can("SNATFullyRandom"))
+    return Masquerade(ports, config.can("MASQFullyRandom"))

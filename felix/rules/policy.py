@@ -23,7 +23,7 @@ from felix.rules.names import (
     PROFILE_OUTBOUND,
     limited,
 )
-from felix.rules.rule import DROP, RETURN, Chain, Rule
+from felix.rules.rule import DROP, RETURN, Chain, Log, LogAction, NFLog, Rule, Target
 
 _KIND_BY_SHORT = {
     "np": "NetworkPolicy",
@@ -37,6 +37,8 @@ _KIND_BY_SHORT = {
 _PREFIXES = (POLICY_INBOUND, POLICY_OUTBOUND, PROFILE_INBOUND, PROFILE_OUTBOUND)
 MOST_LOG_PREFIX = 27
 """The kernel takes 29 characters; a colon and a blank end ours."""
+MOST_NFLOG_PREFIX = 61
+"""The same for NFLOG, which takes 63."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,16 @@ class _Source:
     of: Policy | ProfileRules
     rules: tuple[PolicyRule, ...] | None
     comment: str
-    log_prefix: str
+    log: LogAction
 
 
 class RuleChains:
     """The chains of all policies and profiles of one family, rendered when first asked for."""
 
-    def __init__(self, config: FelixConfig, marks: Marks, ip_version: int) -> None:
+    def __init__(
+        self, config: FelixConfig, marks: Marks, ip_version: int, denied: Target = DROP
+    ) -> None:
+        self._denied = denied
         self._config = config
         self._marks = marks
         self._ip_version = ip_version
@@ -88,46 +93,58 @@ class RuleChains:
             return chain
         source = self._sources.get(name)
         if source is None:
-            return Chain(name, (Rule(action=DROP),))
-        how = policy_rule.Rendering(self._marks, self._ip_version, source.log_prefix)
+            return Chain(name, (Rule(action=self._denied),))
+        config = self._config
+        how = policy_rule.Rendering(
+            self._marks,
+            self._ip_version,
+            source.log,
+            denied=self._denied,
+            log_limit=(config.log_rate_limit, config.log_rate_limit_burst),
+        )
         chain = self._chains[name] = _chain(name, source, how)
         return chain
 
     def _take_policy(self, one: Policy, before: Mapping[str, _Source]) -> None:
         kind = _KIND_BY_SHORT.get(one.id.kind, one.id.kind)
         place = f"{one.id.namespace}/{one.id.name}" if one.id.namespace else one.id.name
-        prefix = self._log_prefix(kind, one.tier, one.id.name, place)
+        logged = self._log(kind, one.tier, one.id.name, place)
         for start, word, rules in (
             (POLICY_INBOUND, "ingress", one.inbound),
             (POLICY_OUTBOUND, "egress", one.outbound),
         ):
             name = limited(start, str(one.id))
-            self._keep(name, _Source(one, rules, f"{kind} {place} {word}", prefix), before)
+            self._keep(name, _Source(one, rules, f"{kind} {place} {word}", logged), before)
 
     def _take_profile(self, one: ProfileRules, before: Mapping[str, _Source]) -> None:
-        prefix = self._log_prefix("Profile", "", one.name, one.name)
+        logged = self._log("Profile", "", one.name, one.name)
         for start, word, rules in (
             (PROFILE_INBOUND, "ingress", one.inbound),
             (PROFILE_OUTBOUND, "egress", one.outbound),
         ):
             comment = f"Profile {one.name} {word}"
-            self._keep(limited(start, one.name), _Source(one, rules, comment, prefix), before)
+            self._keep(limited(start, one.name), _Source(one, rules, comment, logged), before)
 
     def _keep(self, name: str, source: _Source, before: Mapping[str, _Source]) -> None:
         known = before.get(name)
         is_same = known is not None and (known.of is source.of or known == source)
         self._sources[name] = known if known is not None and is_same else source
 
-    def _log_prefix(self, kind: str, tier: str, name: str, place: str) -> str:
+    def _log(self, kind: str, tier: str, name: str, place: str) -> LogAction:
         text = self._config.log_prefix
+        target, _, group = self._config.log_action.partition(":")
+        if target == "nflog" and "%" not in text:
+            text = "%k %p"  # who listens to the group wants to know whose packets they are
         for mark, value in (("%t", tier), ("%k", kind), ("%n", name), ("%p", place)):
             text = text.replace(mark, value)
-        return f"{text[:MOST_LOG_PREFIX]}: "
+        if target == "nflog":
+            return NFLog(f"{text[:MOST_NFLOG_PREFIX]}: ", int(group))
+        return Log(f"{text[:MOST_LOG_PREFIX]}: ")
 
 
 def _chain(name: str, source: _Source, how: policy_rule.Rendering) -> Chain:
     if source.rules is None:
-        rules = [Rule(action=DROP)]
+        rules = [Rule(action=how.denied)]
     else:
         rules = [one for rule in source.rules for one in policy_rule.rules(rule, how)]
         while rules and rules[-1].action == RETURN:

@@ -28,11 +28,12 @@ from felix.rules.rule import (
     DROP,
     RETURN,
     ClearMark,
-    Log,
+    LogAction,
     Match,
     Rule,
     SetMark,
     Side,
+    Target,
     WriteMark,
 )
 
@@ -58,8 +59,11 @@ class Rendering:
 
     marks: Marks
     ip_version: int
-    log_prefix: str
-    """The text before a packet that is logged, at most 29 characters."""
+    log: LogAction
+    """What a rule that logs does."""
+    denied: Target = DROP
+    log_limit: tuple[str, int] = ("", 0)
+    """How often at most, as `10/minute`, and how many at once; empty is always."""
 
 
 def rules(rule: PolicyRule, how: Rendering) -> tuple[Rule, ...]:
@@ -275,13 +279,14 @@ def _negative_side(match: Match, side: Side, entity: EntityMatch, ip_version: in
 def _acting(action: Verdict, match: Match, how: Rendering) -> tuple[Rule, ...]:
     match action:
         case Verdict.LOG:
-            return (Rule(match, Log(how.log_prefix)),)
+            rate, burst = how.log_limit
+            return (Rule(match.limit(rate, burst) if rate else match, how.log),)
         case Verdict.ALLOW:
             bit, then = how.marks.accept, RETURN
         case Verdict.PASS:
             bit, then = how.marks.passed, RETURN
         case Verdict.DENY:
-            bit, then = how.marks.drop, DROP
+            bit, then = how.marks.drop, how.denied
     return (Rule(match, SetMark(bit)), Rule(Match().mark_set(bit), then))
 
 

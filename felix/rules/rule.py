@@ -109,6 +109,10 @@ class Match:
         """Destination address is no member of the IP set."""
         return self.not_in_set(set_name, "dst")
 
+    def limit(self, rate: str, burst: int) -> Match:
+        """Not more often than `rate` (`10/minute`), `burst` at once."""
+        return self._and(f"-m limit --limit {rate} --limit-burst {burst}")
+
     def reverse_path_failed(self) -> Match:
         """The route back to the source does not leave through the interface it came from."""
         return self._and("-m rpfilter --invert --validmark")
@@ -172,6 +176,24 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class NFLog:
+    """Hand the packet to whoever listens to that netlink group."""
+
+    prefix: str
+    group: int
+
+
+LogAction = Log | NFLog
+
+
+@dataclass(frozen=True, slots=True)
+class SetDSCP:
+    """Write the six bits by which routers sort packets (RFC 2474)."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
 class Masquerade:
     """Translate the source to the address of the leaving interface; `ports` as `min-max`."""
 
@@ -203,6 +225,8 @@ Action = (
     | ClearMark
     | WriteMark
     | Log
+    | NFLog
+    | SetDSCP
     | Masquerade
     | SourceNAT
     | DestinationNAT

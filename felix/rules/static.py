@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cymric.model.net import Network
 from felix.calc.config import FelixConfig
+from felix.rules.actions import allow
 from felix.rules.marks import Marks
 from felix.rules.rule import (
     ACCEPT,
@@ -70,19 +71,21 @@ def filter_chains(
     )
 
 
-def forward_appends(marks: Marks) -> tuple[Rule, ...]:
+def forward_appends(config: FelixConfig, marks: Marks) -> tuple[Rule, ...]:
     """The end of FORWARD: accept what policy accepted; mark the rest for mangle POSTROUTING."""
+    accept = allow(config, "filter")
     return (
-        Rule(Match().mark_set(marks.accept), ACCEPT, ("Policy explicitly accepted packet.",)),
+        Rule(Match().mark_set(marks.accept), accept, ("Policy explicitly accepted packet.",)),
         Rule(action=SetMark(marks.accept)),
     )
 
 
-def _accepted_by_host_endpoint(marks: Marks) -> Rule:
-    return Rule(Match().mark_set(marks.accept), ACCEPT, ("Host endpoint policy accepted packet.",))
+def _accepted_by_host_endpoint(marks: Marks, accept: Target) -> Rule:
+    return Rule(Match().mark_set(marks.accept), accept, ("Host endpoint policy accepted packet.",))
 
 
 def _input(config: FelixConfig, marks: Marks) -> Chain:
+    accept = allow(config, "filter")
     return Chain(
         "cali-INPUT",
         (
@@ -90,21 +93,22 @@ def _input(config: FelixConfig, marks: Marks) -> Chain:
                 Rule(Match().in_interface(f"{prefix}+"), Goto(WORKLOAD_TO_HOST))
                 for prefix in config.interface_prefixes
             ),
-            Rule(Match().mark_set(marks.accept), ACCEPT),
+            Rule(Match().mark_set(marks.accept), accept),
             Rule(action=ClearMark(marks.all)),
             Rule(action=Jump(FROM_HOST_ENDPOINT)),
-            _accepted_by_host_endpoint(marks),
+            _accepted_by_host_endpoint(marks, accept),
         ),
     )
 
 
 def _workload_to_host(config: FelixConfig, ip_version: int) -> Chain:
     action = _HOST_ACTIONS[config.default_endpoint_to_host_action]
+    accept = allow(config, "filter")
     types = _NEIGHBOUR_DISCOVERY if ip_version == 6 else ()
     return Chain(
         WORKLOAD_TO_HOST,
         (
-            *(Rule(Match().protocol(_ICMPV6).icmpv6_type(number), ACCEPT) for number in types),
+            *(Rule(Match().protocol(_ICMPV6).icmpv6_type(number), accept) for number in types),
             Rule(action=Jump(FROM_WORKLOAD_DISPATCH)),
             Rule(action=action, comments=("Configured DefaultEndpointToHostAction",)),
         ),
@@ -133,17 +137,18 @@ def _forward(config: FelixConfig, marks: Marks) -> Chain:
 
 
 def _output(config: FelixConfig, marks: Marks) -> Chain:
+    accept = allow(config, "filter")
     return Chain(
         "cali-OUTPUT",
         (
-            Rule(Match().mark_set(marks.accept), ACCEPT),
+            Rule(Match().mark_set(marks.accept), accept),
             *(
                 Rule(Match().out_interface(f"{prefix}+"), RETURN)
                 for prefix in config.interface_prefixes
             ),
             Rule(action=ClearMark(marks.all)),
             Rule(Match().not_conntrack_state("DNAT"), Jump(TO_HOST_ENDPOINT)),
-            _accepted_by_host_endpoint(marks),
+            _accepted_by_host_endpoint(marks, accept),
         ),
     )
 
@@ -187,26 +192,31 @@ def raw_chains(config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
     return (prerouting, output)
 
 
-def mangle_chains(marks: Marks) -> tuple[Chain, ...]:
-    """PREROUTING and POSTROUTING of the mangle table: host endpoints before and after DNAT."""
+def mangle_chains(
+    config: FelixConfig, marks: Marks, first: tuple[Rule, ...] = ()
+) -> tuple[Chain, ...]:
+    """PREROUTING and POSTROUTING of the mangle table: host endpoints before and after DNAT.
+
+    `first` is what happens to every packet that leaves, ahead of policy.
+    """
+    accept = allow(config, "mangle")
     prerouting = Chain(
         "cali-PREROUTING",
         (
-            Rule(Match().conntrack_state("RELATED,ESTABLISHED"), ACCEPT),
-            Rule(Match().mark_set(marks.accept), ACCEPT),
+            Rule(Match().conntrack_state("RELATED,ESTABLISHED"), accept),
+            Rule(Match().mark_set(marks.accept), accept),
             Rule(action=Jump(FROM_HOST_ENDPOINT)),
-            _accepted_by_host_endpoint(marks),
+            _accepted_by_host_endpoint(marks, accept),
         ),
     )
     postrouting = Chain(
         "cali-POSTROUTING",
         (
+            *first,
             Rule(Match().mark_set(marks.accept), RETURN),
             Rule(action=ClearMark(marks.all)),
             Rule(Match().conntrack_state("DNAT"), Jump(TO_HOST_ENDPOINT)),
-            Rule(
-                Match().mark_set(marks.accept), RETURN, _accepted_by_host_endpoint(marks).comments
-            ),
+            _accepted_by_host_endpoint(marks, RETURN),
         ),
     )
     return (prerouting, postrouting)

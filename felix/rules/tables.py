@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from felix.calc.config import FelixConfig
 from felix.calc.values import Desired, Endpoint
-from felix.rules import dispatch, endpoint, nat, spoofing, static
+from felix.rules import actions, dispatch, endpoint, nat, spoofing, static
 from felix.rules.host import HostChains
 from felix.rules.marks import Marks, allocate
 from felix.rules.policy import RuleChains
@@ -70,7 +70,13 @@ class TableContents:
         self._made.clear()
         self._contents.clear()
         self._endpoints: dict[str, _MadeEndpoint] = {}
-        self._rules = RuleChains(config, marks, self._ip_version)
+        denied = {table: actions.deny(config, table) for table in ("raw", "mangle", "filter")}
+        by_target = {
+            target: RuleChains(config, marks, self._ip_version, target)
+            for target in dict.fromkeys(denied.values())
+        }
+        self._rules = {table: by_target[target] for table, target in denied.items()}
+        self._unknown = dispatch.unknown(denied["filter"])
         self._dispatch = (dispatch.from_workload(), dispatch.to_workload())
         self._host = {
             name: HostChains(name, config, marks, self._ip_version)
@@ -85,18 +91,24 @@ class TableContents:
         config, version = desired.config, self._ip_version
         is_masquerading = any(pool.version == version for pool in desired.masquerade_pools)
         special = tuple(one for one in desired.endpoints if one.spoofable or one.floating)
-        self._rules.update(desired.policies, desired.profiles)
+        for rules in self._rules.values():
+            rules.update(desired.policies, desired.profiles)
         self._keep("raw", self._raw(special, desired))
         self._keep("mangle", self._mangle(desired))
         self._keep(
             "nat",
             self._once(
                 "nat",
-                (is_masquerading, special),
+                (is_masquerading, special, desired.nat_exclusions),
                 lambda: (
                     *static.nat_chains(),
                     *nat.floating_chains(special, version),
-                    nat.outgoing_chain(config, is_wanted=is_masquerading, ip_version=version),
+                    nat.outgoing_chain(
+                        config,
+                        is_wanted=is_masquerading,
+                        ip_version=version,
+                        exclusions=desired.nat_exclusions,
+                    ),
                 ),
             ),
         )
@@ -116,7 +128,8 @@ class TableContents:
         return self._with_rules("raw", (*fixed, *self._host_chains("raw", desired)), ())
 
     def _mangle(self, desired: Desired) -> _Chains:
-        fixed = self._once("static mangle", None, lambda: static.mangle_chains(self._marks))
+        config, marks = desired.config, self._marks
+        fixed = self._once("static mangle", None, lambda: static.mangle_chains(config, marks))
         return self._with_rules("mangle", (*fixed, *self._host_chains("mangle", desired)), ())
 
     def _filter(self, desired: Desired) -> _Chains:
@@ -148,7 +161,7 @@ class TableContents:
         """`chains`, and those of policies and profiles that host endpoints or `targets` name."""
         host = self._made[f"host {table}"].chains
         names = (*targets, *sorted({name for one in host for name in one.targets}))
-        found = (*chains, *self._rules.needed(names))
+        found = (*chains, *self._rules[table].needed(names))
         known = self._made.get(table)
         if known is None or not _are_same(known.chains, found):
             known = self._made[table] = _Made(None, found)
@@ -156,7 +169,8 @@ class TableContents:
 
     def _dispatch_chains(self, endpoints: Sequence[Endpoint]) -> list[Chain]:
         interfaces = [one.interface for one in endpoints]
-        return [chain for direction in self._dispatch for chain in direction.chains(interfaces)]
+        end = (self._unknown,)
+        return [one for way in self._dispatch for one in way.chains(interfaces, end)]
 
     def _endpoint_chains(self, endpoints: Sequence[Endpoint]) -> list[Chain]:
         assert self._config is not None
@@ -209,5 +223,5 @@ def _hooks(name: str, config: FelixConfig, marks: Marks) -> tuple[_HookRules, _H
         place = appends if is_last or config.chain_insert_mode == "append" else inserts
         place[kernel_chain] = (static.hook(kernel_chain),)
     if name == "filter":
-        appends["FORWARD"] = (*appends.get("FORWARD", ()), *static.forward_appends(marks))
+        appends["FORWARD"] = (*appends.get("FORWARD", ()), *static.forward_appends(config, marks))
     return inserts, appends

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from cymric.model import codec
 from cymric.model.keys import Key, ResourceKey
-from felix.calc.config import FelixConfig, from_environment, from_object, parse_duration, settle
+from felix.calc.config import FelixConfig
+from felix.calc.parameters import parse_duration
+from felix.calc.sources import from_environment, from_object, settle
 from felix.calc.state import Calculation
 from felix.calc.values import Desired, PolicyRule, ProfileRules, Verdict
 
@@ -271,18 +273,21 @@ def test_config_precedence() -> None:
 
 
 def test_unreadable_parameters_are_reported_and_the_next_source_counts() -> None:
-    """A typing error never stops a node; other objects with a selector are named, not used."""
+    """A typing error never stops a node; a selector that cannot be read selects nobody."""
     desired = calculate(
         {
             "FelixConfiguration default": {"vxlanPort": 4790},
             "FelixConfiguration node.node1": {"vxlanPort": 99999, "unknownField": 1},
-            "FelixConfiguration rack": {"nodeSelector": "all()", "vxlanPort": 1},
+            "FelixConfiguration rack": {"nodeSelector": "rack ==", "vxlanPort": 1},
         }
     )
     assert desired.config.vxlan_port == 4790
     assert [problem.subject for problem in desired.problems] == [
         "FelixConfiguration node.node1 vxlanPort",
         "FelixConfiguration rack",
+    ]
+    assert [(note.subject, note.reason) for note in desired.notes] == [
+        ("FelixConfiguration node.node1 unknownField", "no parameter of that name is known")
     ]
 
 
@@ -304,6 +309,18 @@ def test_unreadable_parameters_are_reported_and_the_next_source_counts() -> None
          ("192.0.2.1/32", "fd00::1/128")),
         ("disableConntrackInvalidCheck", True, "disable_conntrack_invalid_check", True),
         ("deviceRouteProtocol", 80, "device_route_protocol", 80),
+        ("interfaceExclude", "/^kube/,docker0", "interface_exclude", ("/^kube/", "docker0")),
+        ("interfaceExclude", "none", "interface_exclude", ()),
+        ("featureDetectOverride", "MASQFullyRandom=false", "feature_overrides",
+         (("MASQFullyRandom", False),)),
+        ("iptablesFilterDenyAction", "Reject", "filter_deny_action", "reject"),
+        ("iptablesMangleAllowAction", "Return", "mangle_allow_action", "return"),
+        ("deviceRouteSourceAddressIPv6", "fd00::1", "device_route_source_ipv6", "fd00::1"),
+        ("logActionRateLimit", "10/minute", "log_rate_limit", "10/minute"),
+        ("logSeverityScreen", "Fatal", "log_severity", "error"),
+        ("logAction", "NFLOG:7", "log_action", "nflog:7"),
+        ("reportingInterval", "0s", "reporting_interval_s", 0.0),
+        ("ReportingTTLSecs", "120", "reporting_ttl_s", 120.0),
     ],
 )  # fmt: skip
 def test_parameters(name: str, value: object, field: str, expected: object) -> None:
@@ -326,6 +343,11 @@ def test_parameters(name: str, value: object, field: str, expected: object) -> N
         ("iptablesRefreshInterval", "soon"),
         ("iptablesRefreshInterval", "-1"),
         ("disableConntrackInvalidCheck", "perhaps"),
+        ("interfaceExclude", "/(/"),
+        ("deviceRouteSourceAddress", "fd00::1"),
+        ("logAction", "mail:root"),
+        ("logActionRateLimit", "10 -j ACCEPT"),
+        ("openstackRegion", "a/b"),
     ],
 )
 def test_bad_parameters(name: str, value: str) -> None:

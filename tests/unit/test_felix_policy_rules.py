@@ -30,10 +30,11 @@ from felix.rules.marks import allocate
 from felix.rules.names import set_name
 from felix.rules.policy import RuleChains
 from felix.rules.policy_rule import Rendering
+from felix.rules.rule import Log
 from tests.support.rule_interpreter import PROTOCOLS, WITH_PORTS, Interpreter, Packet, texts
 
 MARKS = allocate(0xFFFF0000)
-V4, V6 = Rendering(MARKS, 4, "calico-packet: "), Rendering(MARKS, 6, "calico-packet: ")
+V4, V6 = (Rendering(MARKS, version, Log("calico-packet: ")) for version in (4, 6))
 HTTP = PortRange(80, 80)
 ALLOW = "--jump MARK --set-mark 0x10000/0x10000"
 ALLOWED = "-m mark --mark 0x10000/0x10000 --jump RETURN"

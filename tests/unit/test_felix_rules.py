@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cymric.model.net import parse_address, parse_network
-from felix.calc.config import FelixConfig, ProtocolPort, from_object, settle
+from felix.calc.config import FelixConfig, ProtocolPort
+from felix.calc.sources import from_object, settle
 from felix.calc.values import (
     Desired,
     Endpoint,
