@@ -10,6 +10,7 @@ import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ class Frr:
             if name == "zebra":
                 eventually_now(lambda: (directory / "zserv.api").exists(), 30, what="zebra runs")
         made = cls(host, directory, processes)
-        eventually_now(lambda: "FRRouting" in made.ask("show version"), 30, what="FRR answers")
+        # Each of them: vtysh gives configuration to those that answer, and is content with that.
+        for name in processes:
+            eventually_now(partial(made.answers, name), 30, what=f"{name} answers")
         made.load(configuration)
         return made
 
@@ -60,6 +63,11 @@ class Frr:
         said = run(*self._vtysh, "-f", str(path), check=False)
         wrong = [line for line in said.splitlines() if "%" in line or "rror" in line]
         assert not wrong, said
+
+    def answers(self, daemon: str) -> bool:
+        """Whether that daemon takes commands."""
+        said = run(*self._vtysh, "-d", daemon, "-c", "show version", check=False)
+        return "FRRouting" in said
 
     def ask(self, command: str) -> str:
         """What vtysh prints."""
