@@ -16,18 +16,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bgpd.announcement import IPV4_UNICAST, Announcement, PathAttributes, as_sequence
+from bgpd.fake_speaker import FakeSpeaker
 from bgpd.fib import Fib
 from bgpd.router import Router
-from bgpd.speaker import (
-    IPV4_UNICAST,
-    Announcement,
-    FakeSpeaker,
-    PathAttributes,
-    RoutesReceived,
-    SessionUp,
-    SpeakerConnected,
-    as_sequence,
-)
+from bgpd.speaker import RoutesReceived, SessionUp, SpeakerConnected
 from bgpd.view import prefixes as watched
 from cymric.datastore.memory import MemoryDatastore
 from cymric.datastore.syncer import Syncer

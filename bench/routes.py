@@ -36,8 +36,8 @@ import bench.floor
 from bench.floor import prefixes
 from bench.row import Row, median
 from bgpd import daemon
+from bgpd.announcement import Announcement
 from bgpd.exabgp import ExaBGPSpeaker
-from bgpd.speaker import Announcement
 from cymric.datastore.memory import MemoryDatastore
 from cymric.kernel.routes import RouteTable
 from cymric.model.peering import PeeringInputs, peering_of

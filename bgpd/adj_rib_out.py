@@ -26,12 +26,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from bgpd.announcement import Announcement, PathAttributes, SegmentKind
 from bgpd.decision import Choice, Path
 from bgpd.exports import LOCAL_PREF, Local
 from bgpd.filters import NO_RULES, Candidate, Changes, Rules, prepended
 from bgpd.reflection import may_reflect, reflected
 from bgpd.rib import Settled
-from bgpd.speaker import Announcement, PathAttributes, SegmentKind
 from cymric.model.net import Network, parse_network
 from cymric.model.peering import NextHopMode, Session
 from cymric.model.prefix import PrefixSet

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bgpd.speaker import Origin, PathAttributes
+from bgpd.announcement import Origin, PathAttributes
 from cymric.model.net import Address
 
 DEFAULT_LOCAL_PREF = 100

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from bgpd.speaker import Announcement
+from bgpd.announcement import Announcement
 
 ANNOTATION = "cymric.io/drain"
 STATUS_ANNOTATION = "cymric.io/drain-status"

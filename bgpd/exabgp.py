@@ -28,13 +28,13 @@ import structlog
 
 from bgpd import exabgp_commands, exabgp_orders
 from bgpd import exabgp_events as lines
+from bgpd.announcement import Announcement
 from bgpd.exabgp_answers import Established, common, established
 from bgpd.exabgp_link import Link, LinkLost
 from bgpd.exabgp_proof import keep_proving
 from bgpd.exabgp_reload import Reloader, is_accepted
 from bgpd.exabgp_session import PeerSession
 from bgpd.speaker import (
-    Announcement,
     EndOfRIB,
     NotificationReceived,
     PeerProof,

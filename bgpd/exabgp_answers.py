@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from bgpd import exabgp_events as lines
-from bgpd.speaker import IPV4_UNICAST, IPV6_UNICAST
+from bgpd.announcement import IPV4_UNICAST, IPV6_UNICAST
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from bgpd.speaker import Announcement, AsPathSegment, PathAttributes, SegmentKind
+from bgpd.announcement import Announcement, AsPathSegment, PathAttributes, SegmentKind
 
 PREFIXES_PER_LINE = 200
 

@@ -20,13 +20,7 @@ from typing import Any
 import msgspec
 
 from bgpd import update_wire
-from bgpd.speaker import (
-    Announcement,
-    AsPathSegment,
-    Origin,
-    PathAttributes,
-    SegmentKind,
-)
+from bgpd.announcement import Announcement, AsPathSegment, Origin, PathAttributes, SegmentKind
 
 
 @dataclass(frozen=True, slots=True)

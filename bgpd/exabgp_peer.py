@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from bgpd.speaker import IPV4_UNICAST, IPV6_UNICAST, Announcement, PathAttributes
+from bgpd.announcement import IPV4_UNICAST, IPV6_UNICAST, Announcement, PathAttributes
 
 UNKNOWN = Announcement("", "", PathAttributes())
 """Held, but nobody remembers with which attributes; equal to nothing wanted."""

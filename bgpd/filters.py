@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
-from bgpd.speaker import AsPathSegment, PathAttributes, SegmentKind
+from bgpd.announcement import AsPathSegment, PathAttributes, SegmentKind
 from cymric.model.bgp_filter import (
     BGPFilter,
     FilterAction,

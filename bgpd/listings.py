@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
+from bgpd.announcement import Announcement, PathAttributes
 from bgpd.decision import Choice
 from bgpd.rib import AdjRibIn
-from bgpd.speaker import Announcement, PathAttributes
 from cymric.model.net import Network
 
 ROWS_AT_ONCE = 200

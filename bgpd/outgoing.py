@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from bgpd.announcement import Announcement
 from bgpd.drain import Drain, Role, Wish, advance, described, drained, is_told, resumed
-from bgpd.speaker import Announcement
 from cymric.runtime.boot_mark import is_marked
 from cymric.runtime.settings import Settings
 

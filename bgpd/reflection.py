@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bgpd.announcement import PathAttributes
 from bgpd.decision import Path
-from bgpd.speaker import PathAttributes
 
 
 def is_client(*, own_cluster_id: str, peer_cluster_id: str, is_ibgp: bool) -> bool:

@@ -30,6 +30,7 @@ from typing import assert_never
 import structlog
 
 from bgpd.adj_rib_out import Exporter, ExportPolicy
+from bgpd.announcement import Announcement
 from bgpd.decision import DEFAULT_MAX_PATHS, Path, Peer
 from bgpd.exports import (
     ROUTE_PRIORITY,
@@ -44,7 +45,6 @@ from bgpd.graceful_restart import Action, Actions, Restarts
 from bgpd.imports import ImportPolicy
 from bgpd.rib import Rib, Settled
 from bgpd.speaker import (
-    Announcement,
     EndOfRIB,
     NotificationReceived,
     RefreshBegin,

@@ -2,8 +2,8 @@
 
 Place in the flow: bgpd works out, per peer, the whole Adj-RIB-Out it wants; a speaker makes it so.
 In the other direction the speaker reports sessions and received routes as typed events. ExaBGP
-stands behind this port (`bgpd/exabgp.py`); another speaker could. `FakeSpeaker` keeps the same
-promises in memory, for tests.
+stands behind this port (`bgpd/exabgp.py`); another speaker could. `bgpd/fake_speaker.py` keeps the
+same promises in memory, for tests.
 
 Invariants:
 
@@ -17,98 +17,22 @@ Invariants:
   was known to be up; one that is gone is told by a `SessionDown`.
 - Received routes carry no decision: loops, first-AS and next-hop checks are the listener's.
 
-Source: RFC 4271 (attributes, RIBs), RFC 4724 (graceful restart), RFC 7313 (enhanced refresh).
+What a route says is in `bgpd/announcement.py`.
+
+Source: RFC 4271 (RIBs), RFC 4724 (graceful restart), RFC 7313 (enhanced refresh).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from bgpd.announcement import Announcement
+
 if TYPE_CHECKING:
     from cymric.model.peering import Session
-
-IPV4_UNICAST = "ipv4 unicast"
-IPV6_UNICAST = "ipv6 unicast"
-
-
-class Origin(StrEnum):
-    """RFC 4271 §5.1.1, in order of preference."""
-
-    IGP = "igp"
-    EGP = "egp"
-    INCOMPLETE = "incomplete"
-
-
-class SegmentKind(StrEnum):
-    """The kinds of AS_PATH segment: RFC 4271 §4.3 b, RFC 5065 §3 for confederations."""
-
-    SEQUENCE = "as-sequence"
-    SET = "as-set"
-    CONFED_SEQUENCE = "as-confed-sequence"
-    CONFED_SET = "as-confed-set"
-
-
-@dataclass(frozen=True, slots=True)
-class AsPathSegment:
-    """One segment of an AS_PATH."""
-
-    kind: SegmentKind
-    asns: tuple[int, ...]
-
-
-def as_sequence(*asns: int) -> tuple[AsPathSegment, ...]:
-    """The usual AS_PATH: one sequence, nearest AS first; empty without ASes."""
-    return (AsPathSegment(SegmentKind.SEQUENCE, asns),) if asns else ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PathAttributes:
-    """What an UPDATE says about its prefixes besides the next hop. None: not present.
-
-    For a route we advertise, `as_path` empty lets the speaker do what RFC 4271 §5.1.2 says for a
-    route we originate (our AS towards eBGP, nothing towards iBGP). A path that is not empty goes
-    out exactly as given, so whoever passes on a route prepends the own AS first.
-    """
-
-    origin: Origin = Origin.IGP
-    as_path: tuple[AsPathSegment, ...] = ()
-    local_pref: int | None = None
-    med: int | None = None
-    atomic_aggregate: bool = False
-    aggregator: str | None = None
-    communities: tuple[tuple[int, int], ...] = ()
-    large_communities: tuple[tuple[int, int, int], ...] = ()
-    extended_communities: tuple[int, ...] = ()
-    originator_id: str | None = None
-    cluster_list: tuple[str, ...] = ()
-
-    @property
-    def as_hops(self) -> int:
-        """The length of the path for the decision: a set counts one (RFC 4271 §9.1.2.2 a)."""
-        return sum(
-            len(segment.asns) if segment.kind is SegmentKind.SEQUENCE else 1
-            for segment in self.as_path
-            if segment.kind in (SegmentKind.SEQUENCE, SegmentKind.SET)
-        )
-
-    @property
-    def asns(self) -> frozenset[int]:
-        """Every AS in the path, for loop detection (RFC 4271 §9.1.2)."""
-        return frozenset(asn for segment in self.as_path for asn in segment.asns)
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """One prefix as one peer announces it, or as we announce it to one peer."""
-
-    prefix: str
-    next_hop: str
-    attributes: PathAttributes = PathAttributes()
-
 
 # --- events -----------------------------------------------------------------------------------
 
@@ -343,120 +267,3 @@ class Speaker(Protocol):
     async def run(self) -> None:
         """Keep the speaker connected and the wanted state applied, until cancelled."""
         ...
-
-
-class FakeSpeaker:
-    """A speaker in memory: remembers what it is asked, and says what a test makes it say."""
-
-    def __init__(self) -> None:
-        self.advertised: dict[str, dict[str, Announcement]] = {}
-        self.refreshes: list[str] = []
-        self.sessions: tuple[Session, ...] = ()
-        self.up: dict[str, SessionUp] = {}
-        self.held: dict[str, tuple[str, float]] = {}
-        self.lost: list[tuple[str, str]] = []
-        self.generation = ""
-        self._events: asyncio.Queue[SpeakerEvent] = asyncio.Queue()
-
-    def say(self, event: SpeakerEvent) -> None:
-        """Put an event where the listener reads it, and keep the session states it implies."""
-        match event:
-            case SpeakerConnected():
-                self.generation = event.generation
-            case SpeakerLost():
-                self.generation = ""
-                self.up.clear()
-            case SessionUp():
-                if event.peer in self.held:
-                    raise ValueError(f"the session with {event.peer} is held down")
-                self.up[event.peer] = event
-            case SessionDown():
-                self.up.pop(event.peer, None)
-            case RoutesReceived() | EndOfRIB() | RefreshBegin() | RefreshEnd():
-                if event.peer not in self.up:
-                    raise ValueError(f"no session with {event.peer} is up, so it can say nothing")
-            case NotificationReceived() | SessionRejected():
-                pass
-        self._events.put_nowait(event)
-
-    def heard(self, peer: str) -> Mapping[str, Announcement]:
-        """What that peer has received from us: nothing while its session is down."""
-        return self.advertised.get(peer, {}) if peer in self.up else {}
-
-    async def events(self) -> AsyncIterator[SpeakerEvent]:
-        """See `Speaker`."""
-        while True:
-            yield await self._events.get()
-
-    def advertise(self, peer: str, routes: Mapping[str, Announcement]) -> None:
-        """See `Speaker`. Refuses what ExaBGP would refuse: keys that are not the routes' own."""
-        for prefix, route in routes.items():
-            if prefix != route.prefix:
-                raise ValueError(f"{prefix} names a route for {route.prefix}")
-        self.advertised[peer] = dict(routes)
-
-    def request_refresh(self, peer: str) -> None:
-        """See `Speaker`."""
-        if peer in self.up:
-            self.refreshes.append(peer)
-
-    def expect_sessions(self, sessions: Sequence[Session]) -> None:
-        """See `Speaker`."""
-        self.sessions = tuple(sessions)
-
-    def hold_session(self, peer: str, reason: str, retry_after_s: float) -> None:
-        """See `Speaker`. A test ends the hold by asking for 0 s."""
-        if retry_after_s <= 0:
-            self.held.pop(peer, None)
-            return
-        self.held[peer] = (reason, retry_after_s)
-        self._end(peer, reason)
-
-    def session_lost(self, peer: str, reason: str) -> None:
-        """See `Speaker`."""
-        self.lost.append((peer, reason))
-        self._end(peer, reason)
-
-    def _end(self, peer: str, reason: str) -> None:
-        if peer in self.up:
-            self.say(SessionDown(peer, reason, drop_paths=True))
-
-    def proof(self) -> Mapping[str, PeerProof]:
-        """See `Speaker`: a session that is up has everything."""
-        return {
-            peer: PeerProof(
-                desired=len(self.advertised.get(peer, {})),
-                confirmed=len(self.heard(peer)),
-                pending=len(self.advertised.get(peer, {})) - len(self.heard(peer)),
-            )
-            for peer in sorted(self.up.keys() | self.advertised.keys())
-        }
-
-    def status(self) -> SpeakerStatus:
-        """See `Speaker`."""
-        return SpeakerStatus(
-            connected=bool(self.generation),
-            generation=self.generation,
-            peers={
-                peer: PeerStatus(
-                    peer=peer,
-                    state=self._state(peer),
-                    since_s=0.0,
-                    reason=self.held.get(peer, ("", 0.0))[0],
-                    retry_in_s=self.held[peer][1] if peer in self.held else None,
-                    wanted=len(self.advertised.get(peer, {})),
-                    commanded=len(self.heard(peer)),
-                    confirmed=len(self.heard(peer)),
-                )
-                for peer in sorted(self.up.keys() | self.advertised.keys() | self.held.keys())
-            },
-        )
-
-    def _state(self, peer: str) -> SessionState:
-        if peer in self.up:
-            return SessionState.UP
-        return SessionState.HELD if peer in self.held else SessionState.DOWN
-
-    async def run(self) -> None:
-        """See `Speaker`: nothing to keep, so it waits to be cancelled."""
-        await asyncio.Event().wait()

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bgpd.speaker import AsPathSegment, Origin, PathAttributes, SegmentKind
+from bgpd.announcement import AsPathSegment, Origin, PathAttributes, SegmentKind
 
 NO_ATTRIBUTES = PathAttributes()
 REMEMBERED_ATTRIBUTES = 4096

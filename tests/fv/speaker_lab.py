@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import bgpd.relay
+from bgpd.announcement import Announcement, PathAttributes
 from bgpd.exabgp import ExaBGPSpeaker
-from bgpd.speaker import Announcement, PathAttributes, SessionState, SpeakerEvent
+from bgpd.speaker import SessionState, SpeakerEvent
 from confd.render import SpeakerInputs, render_exabgp
 from cymric.model.peering import PeerType, Session
 from tests.support.eventually import eventually_now

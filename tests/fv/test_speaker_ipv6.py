@@ -9,15 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bgpd.speaker import (
-    IPV6_UNICAST,
-    Announcement,
-    EndOfRIB,
-    PathAttributes,
-    RefreshEnd,
-    RoutesReceived,
-    SessionUp,
-)
+from bgpd.announcement import IPV6_UNICAST, Announcement, PathAttributes
+from bgpd.speaker import EndOfRIB, RefreshEnd, RoutesReceived, SessionUp
 from tests.fv.speaker_lab import OUR_ASN, Bird, Listener, SpeakerLab, run, session
 from tests.support.eventually import eventually
 

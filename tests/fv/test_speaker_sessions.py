@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bgpd.announcement import Announcement, PathAttributes, as_sequence
 from bgpd.exabgp_link import Link
 from bgpd.speaker import (
-    Announcement,
     EndOfRIB,
-    PathAttributes,
     RefreshBegin,
     RefreshEnd,
     RoutesReceived,
@@ -21,7 +20,6 @@ from bgpd.speaker import (
     SessionUp,
     SpeakerConnected,
     SpeakerLost,
-    as_sequence,
 )
 from tests.fv.speaker_lab import (
     OUR_ADDRESS,

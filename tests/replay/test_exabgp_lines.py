@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgpd.announcement import Announcement, Origin, PathAttributes, as_sequence
 from bgpd.exabgp_events import (
     Answer,
     EndOfRIBLine,
@@ -24,7 +25,6 @@ from bgpd.exabgp_events import (
     Update,
     parse,
 )
-from bgpd.speaker import Announcement, Origin, PathAttributes, as_sequence
 
 PEER = "198.19.8.2"
 FAMILY = "ipv4 unicast"

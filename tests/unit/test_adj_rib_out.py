@@ -19,12 +19,12 @@ from bgpd.adj_rib_out import (
     ExportPolicy,
     advertisements,
 )
+from bgpd.announcement import Announcement, AsPathSegment, PathAttributes, SegmentKind, as_sequence
 from bgpd.decision import Choice, Path, Peer
 from bgpd.exports import LOCAL_PREF, Local, Why
 from bgpd.filters import compile_rules
 from bgpd.reflection import is_client
 from bgpd.rib import Settled
-from bgpd.speaker import Announcement, AsPathSegment, PathAttributes, SegmentKind, as_sequence
 from cymric.model.bgp_filter import BGPFilter, BGPFilterSpec
 from cymric.model.net import Network
 from cymric.model.peering import NextHopMode, PeerType, Session

@@ -8,18 +8,12 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from bgpd.announcement import Announcement, PathAttributes
 from bgpd.bfd.client import watched
 from bgpd.bfd.messages import WantedSession
+from bgpd.fake_speaker import FakeSpeaker
 from bgpd.router import Router
-from bgpd.speaker import (
-    Announcement,
-    FakeSpeaker,
-    PathAttributes,
-    RoutesReceived,
-    SessionDown,
-    SessionUp,
-    SpeakerConnected,
-)
+from bgpd.speaker import RoutesReceived, SessionDown, SessionUp, SpeakerConnected
 from cymric.datastore.syncer import Update
 from cymric.model.bfd import BFD_ANNOTATION, BfdParameters
 from cymric.model.peering import Session

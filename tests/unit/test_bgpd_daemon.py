@@ -12,12 +12,11 @@ import msgspec
 import pytest
 
 from bgpd import daemon
+from bgpd.announcement import IPV4_UNICAST, Announcement
+from bgpd.fake_speaker import FakeSpeaker
 from bgpd.imports import IMPORT_ALL, IMPORT_ANNOTATION
 from bgpd.speaker import (
-    IPV4_UNICAST,
-    Announcement,
     EndOfRIB,
-    FakeSpeaker,
     RefreshBegin,
     RefreshEnd,
     RoutesReceived,

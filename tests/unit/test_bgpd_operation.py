@@ -12,19 +12,14 @@ from prometheus_client import REGISTRY
 
 from bgpd import drain
 from bgpd import outgoing as outgoing_module
+from bgpd.announcement import IPV4_UNICAST
 from bgpd.drain import GRACEFUL_SHUTDOWN
 from bgpd.listings import ROWS_AT_ONCE
 from bgpd.metrics import measure_once
 from bgpd.outgoing import Outgoing
 from bgpd.router import Router
 from bgpd.session_log import SessionLog
-from bgpd.speaker import (
-    IPV4_UNICAST,
-    NotificationReceived,
-    SessionDown,
-    SessionUp,
-    SpeakerConnected,
-)
+from bgpd.speaker import NotificationReceived, SessionDown, SessionUp, SpeakerConnected
 from cymric.cli.node_drain import drain_node, undrain_node
 from cymric.cli.objects import ObjectError
 from cymric.datastore.api import Delete, Put, Transaction

@@ -5,16 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from bgpd.announcement import Announcement, PathAttributes, as_sequence
+from bgpd.fake_speaker import FakeSpeaker
 from bgpd.router import Router
-from bgpd.speaker import (
-    Announcement,
-    FakeSpeaker,
-    PathAttributes,
-    RoutesReceived,
-    SessionUp,
-    SpeakerConnected,
-    as_sequence,
-)
+from bgpd.speaker import RoutesReceived, SessionUp, SpeakerConnected
 from cymric.datastore.syncer import Update
 from cymric.kernel.api import RouteKind
 from cymric.model.bgp_filter import BGPFilter, BGPFilterSpec

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgpd.announcement import AsPathSegment, Origin, PathAttributes, SegmentKind, as_sequence
 from bgpd.decision import ONLY_PATH, STEPS, Path, Peer, best, lost_at
-from bgpd.speaker import AsPathSegment, Origin, PathAttributes, SegmentKind, as_sequence
 
 LOCAL = 64512
 

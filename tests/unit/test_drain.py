@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgpd.announcement import Announcement, PathAttributes
 from bgpd.drain import (
     ANNOTATION,
     GRACEFUL_SHUTDOWN,
@@ -20,7 +21,6 @@ from bgpd.drain import (
     marked,
     wish,
 )
-from bgpd.speaker import Announcement, PathAttributes
 
 US = "198.19.0.2"
 BLOCK, EMPTY, ADDRESS = "198.19.16.0/26", "198.19.16.128/26", "198.19.16.70/32"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bgpd.exabgp_commands import PREFIXES_PER_LINE, announce, attribute_text, withdraw
-from bgpd.speaker import (
+from bgpd.announcement import (
     Announcement,
     AsPathSegment,
     Origin,
@@ -13,6 +12,7 @@ from bgpd.speaker import (
     SegmentKind,
     as_sequence,
 )
+from bgpd.exabgp_commands import PREFIXES_PER_LINE, announce, attribute_text, withdraw
 
 PEER, HOP = "198.19.8.2", "198.19.8.1"
 

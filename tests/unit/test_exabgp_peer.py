@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from bgpd.announcement import IPV4_UNICAST, IPV6_UNICAST, Announcement, PathAttributes, as_sequence
 from bgpd.exabgp_peer import UNKNOWN, AdjRibOut
-from bgpd.speaker import IPV4_UNICAST, IPV6_UNICAST, Announcement, PathAttributes, as_sequence
 
 FAMILIES = frozenset({IPV4_UNICAST})
 A, B = "10.0.0.0/26", "10.0.0.64/26"

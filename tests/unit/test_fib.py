@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from bgpd.announcement import PathAttributes
 from bgpd.decision import Choice, Path, Peer
 from bgpd.fib import Fib, Wanted, desired_routes
-from bgpd.speaker import PathAttributes
 from cymric.kernel.api import Route, RoutesApplied, blackhole, via
 from cymric.kernel.fake_routes import FakeRoutes, FakeRoutingTable
 from cymric.model.net import Network, parse_address, parse_network

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from bgpd.announcement import AsPathSegment, PathAttributes, SegmentKind, as_sequence
 from bgpd.filters import NO_CHANGES, Candidate, Changes, Rules, compile_rules, prepended
-from bgpd.speaker import AsPathSegment, PathAttributes, SegmentKind, as_sequence
 from cymric.model.bgp_filter import BGPFilter, BGPFilterSpec
 from cymric.model.resources import ObjectMeta
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bgpd.announcement import IPV4_UNICAST
 from bgpd.graceful_restart import (
     OWN_RESTART_S,
     QUIET_S,
@@ -12,14 +13,7 @@ from bgpd.graceful_restart import (
     Restarts,
     Waiting,
 )
-from bgpd.speaker import (
-    IPV4_UNICAST,
-    EndOfRIB,
-    RefreshBegin,
-    RefreshEnd,
-    SessionDown,
-    SessionUp,
-)
+from bgpd.speaker import EndOfRIB, RefreshBegin, RefreshEnd, SessionDown, SessionUp
 
 P = "198.19.0.3"
 UP = SessionUp(

@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 import msgspec
 import pytest
 
+from bgpd.announcement import PathAttributes, as_sequence
 from bgpd.decision import Path, Peer
 from bgpd.filters import compile_rules
 from bgpd.imports import (
@@ -19,7 +20,6 @@ from bgpd.imports import (
     import_policy,
 )
 from bgpd.rib import Rejection
-from bgpd.speaker import PathAttributes, as_sequence
 from cymric.model.bgp_filter import BGPFilter, BGPFilterSpec
 from cymric.model.prefix import PrefixMap
 from cymric.model.resources import BGPConfiguration, ObjectMeta

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bgpd.announcement import Announcement, PathAttributes
 from bgpd.drain import MOVE_S, Drain, Phase, Role, Wish, marked
 from bgpd.outgoing import Outgoing, Sight
-from bgpd.speaker import Announcement, PathAttributes
 from cymric.runtime import boot_mark
 from cymric.runtime.boot_mark import is_marked, write_mark
 from cymric.runtime.settings import Settings

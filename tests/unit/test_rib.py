@@ -9,9 +9,9 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgpd.announcement import PathAttributes
 from bgpd.decision import Path, Peer
 from bgpd.rib import Rejection, Rib
-from bgpd.speaker import PathAttributes
 from cymric.model.net import Network
 
 A, B = ip_network("198.19.16.0/26"), ip_network("198.19.16.64/26")

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgpd.announcement import IPV4_UNICAST, Announcement
 from bgpd.causes import of_notification, of_reason
 from bgpd.session_log import MOST_STRANGERS, SessionLog
 from bgpd.speaker import (
-    IPV4_UNICAST,
-    Announcement,
     NotificationReceived,
     RoutesReceived,
     SessionDown,

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgpd import exabgp_events
-from bgpd.speaker import (
+from bgpd.announcement import (
     Announcement,
     AsPathSegment,
     Origin,
