@@ -44,6 +44,24 @@ class EndpointPort(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     host_ip: str = msgspec.field(default="", name="hostIP")
 
 
+_DSCP_BY_NAME = {
+    "DF": 0,
+    **{f"CS{n}": 8 * n for n in range(8)},
+    **{f"AF{n}{drop}": 8 * n + 2 * drop for n in range(1, 5) for drop in range(1, 4)},
+    "VA": 44,
+    "EF": 46,
+}
+
+
+def parse_dscp(value: int | str) -> int:
+    """The six bits behind a number or a name such as AF11 (RFC 2474, 2597, 3246). ValueError."""
+    text = str(value).upper()
+    number = _DSCP_BY_NAME.get(text, int(text) if text.isdecimal() else -1)
+    if not 0 <= number < 64:
+        raise ValueError(f"{value!r} is no DSCP")
+    return number
+
+
 class QoSControls(Spec, frozen=True, kw_only=True):
     """Limits of one endpoint; 0 is none. Rates and bursts in bits, `minburst` in bytes."""
 
@@ -62,6 +80,7 @@ class QoSControls(Spec, frozen=True, kw_only=True):
     ingress_max_connections: int = 0
     egress_max_connections: int = 0
     dscp: int | str | None = None
+    """See `parse_dscp`."""
 
 
 class WorkloadEndpointSpec(Spec, frozen=True, kw_only=True):

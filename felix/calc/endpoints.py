@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, insort
 from collections import Counter
+from contextlib import suppress
 
-from cymric.model.endpoints import WorkloadEndpoint
+from cymric.model.endpoints import WorkloadEndpoint, parse_dscp
 from cymric.model.keys import ResourceKey
 from cymric.model.net import Address, parse_address
 from felix.calc.config import FelixConfig
@@ -90,6 +91,8 @@ class LocalEndpoints:
             self._use(key, None)
         else:
             self._unusable.pop(key, None)
+            if endpoint.dscp is None and (reason := _why_no_dscp(stored)):
+                self._unusable[key] = Problem(f"WorkloadEndpoint {endpoint.id}", reason)
             self._use(key, endpoint)
 
     def _use(self, key: ResourceKey, endpoint: Endpoint | None) -> None:
@@ -151,7 +154,24 @@ def to_endpoint(stored: WorkloadEndpoint, config: FelixConfig) -> Endpoint:
         profiles=spec.profiles,
         spoofable=spec.spoofable if config.workload_source_spoofing == "any" else (),
         floating=_floating(stored, addresses) if config.floating_ips == "enabled" else (),
+        dscp=_dscp(stored),
     )
+
+
+def _dscp(stored: WorkloadEndpoint) -> int | None:
+    """None, too, where what is written cannot be read: that is no reason to refuse a pod."""
+    controls = stored.spec.qos_controls
+    if controls is None or controls.dscp is None:
+        return None
+    with suppress(ValueError):
+        return parse_dscp(controls.dscp)
+    return None
+
+
+def _why_no_dscp(stored: WorkloadEndpoint) -> str:
+    controls = stored.spec.qos_controls
+    wish = None if controls is None else controls.dscp
+    return "" if wish is None else f"its packets keep their DSCP: {wish!r} is none"
 
 
 def _floating(

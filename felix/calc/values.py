@@ -99,6 +99,8 @@ class Endpoint:
     floating: tuple[FloatingAddress, ...] = ()
     tiers: tuple[TierPolicies, ...] = ()
     """The policies that apply, ahead of the profiles."""
+    dscp: int | None = None
+    """What is written into packets that leave the cluster; None leaves them as they are."""
     ip_versions: frozenset[int] = field(init=False, compare=False, repr=False)
     """The families it has addresses of."""
 

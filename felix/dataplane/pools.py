@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cymric.model.net import Address, host_network
+from cymric.model.net import Address, Network, host_network
 from felix.calc.values import Desired
 from felix.ipset.sets import IPSet, texts
-from felix.rules.names import ALL_HOSTS, MASQUERADE_POOLS, NETWORK_POOLS, THIS_HOST
+from felix.rules.names import ALL_HOSTS, DSCP_SOURCES, MASQUERADE_POOLS, NETWORK_POOLS, THIS_HOST
 
 AddressesByInterface = Mapping[str, frozenset[Address]]
 
@@ -41,12 +41,29 @@ def sets(desired: Desired, addresses: AddressesByInterface) -> tuple[IPSet, ...]
             (THIS_HOST, own, "hash:ip"),
         )
     )
+    marked = _dscp_sources(desired)
+    special = (
+        IPSet(
+            DSCP_SOURCES,
+            texts(member for member in marked if member.version == version),
+            type="hash:net",
+            ip_version=version,
+        )
+        for version in desired.config.ip_versions
+        if any(member.version == version for member in marked)
+    )
     policy = (
         IPSet(one.id, one.members(version), str(one.kind), version, is_policy=True)
         for version in desired.config.ip_versions
         for one in desired.ip_sets.values()
     )
-    return (*fixed, *policy)
+    return (*fixed, *special, *policy)
+
+
+def _dscp_sources(desired: Desired) -> tuple[Network, ...]:
+    """Whose packets are marked when they leave the cluster."""
+    marked = (one for one in desired.endpoints if one.dscp is not None)
+    return tuple(host_network(address) for one in marked for address in one.addresses)
 
 
 def ingredients(desired: Desired) -> tuple[object, ...]:
@@ -57,4 +74,5 @@ def ingredients(desired: Desired) -> tuple[object, ...]:
         desired.masquerade_pools,
         desired.hosts,
         desired.ip_sets,
+        _dscp_sources(desired),
     )

@@ -59,6 +59,16 @@ class HostChains:
         for one in endpoints:
             ends += self._of_endpoint(one)
         names = {found.name for found in ends}
+        if self._table == "mangle" and limited(FROM_HOST, ANY_INTERFACE) in names:
+            # Who has an endpoint of its own without early policy has nothing to do with that of the
+            # one for all interfaces (Calico applies it).
+            ends += [
+                Chain(name)
+                for one in endpoints
+                if one.interface != WILDCARD_INTERFACE
+                and (name := limited(FROM_HOST, one.interface)) not in names
+            ]
+            names = {found.name for found in ends}
         ways: list[Chain] = []
         for prefix, dispatch in self._ways:
             found = [

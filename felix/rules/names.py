@@ -29,6 +29,7 @@ NETWORK_POOLS = "network-ip-pools"
 MASQUERADE_POOLS = "masq-ipam-pools"
 ALL_HOSTS = "all-hosts-net"
 THIS_HOST = "this-host"
+DSCP_SOURCES = "dscp-src-net"
 
 
 def limited(prefix: str, suffix: str, limit: int = MAX_CHAIN_NAME) -> str:

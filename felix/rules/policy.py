@@ -101,6 +101,7 @@ class RuleChains:
             source.log,
             denied=self._denied,
             log_limit=(config.log_rate_limit, config.log_rate_limit_burst),
+            is_profile=isinstance(source.of, ProfileRules),
         )
         chain = self._chains[name] = _chain(name, source, how)
         return chain

@@ -64,6 +64,8 @@ class Rendering:
     denied: Target = DROP
     log_limit: tuple[str, int] = ("", 0)
     """How often at most, as `10/minute`, and how many at once; empty is always."""
+    is_profile: bool = False
+    """Profiles know no tiers: a rule that passes only ends its profile."""
 
 
 def rules(rule: PolicyRule, how: Rendering) -> tuple[Rule, ...]:
@@ -283,6 +285,9 @@ def _acting(action: Verdict, match: Match, how: Rendering) -> tuple[Rule, ...]:
             return (Rule(match.limit(rate, burst) if rate else match, how.log),)
         case Verdict.ALLOW:
             bit, then = how.marks.accept, RETURN
+        case Verdict.PASS if how.is_profile:
+            # The mark is a tier's, and may be set since: looking at it would end any profile.
+            return (Rule(match, RETURN),)
         case Verdict.PASS:
             bit, then = how.marks.passed, RETURN
         case Verdict.DENY:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from felix.calc.config import FelixConfig
 from felix.calc.values import Desired, Endpoint
-from felix.rules import actions, dispatch, endpoint, nat, spoofing, static
+from felix.rules import actions, dispatch, dscp, endpoint, nat, spoofing, static
 from felix.rules.host import HostChains
 from felix.rules.marks import Marks, allocate
 from felix.rules.policy import RuleChains
@@ -129,7 +129,15 @@ class TableContents:
 
     def _mangle(self, desired: Desired) -> _Chains:
         config, marks = desired.config, self._marks
-        fixed = self._once("static mangle", None, lambda: static.mangle_chains(config, marks))
+        wishes = dscp.wishes(desired.endpoints, self._ip_version)
+
+        def make() -> _Chains:
+            if not wishes:
+                return static.mangle_chains(config, marks)
+            way = (dscp.way(self._ip_version),)
+            return (*static.mangle_chains(config, marks, way), dscp.chain(wishes))
+
+        fixed = self._once("static mangle", wishes, make)
         return self._with_rules("mangle", (*fixed, *self._host_chains("mangle", desired)), ())
 
     def _filter(self, desired: Desired) -> _Chains:

@@ -30,14 +30,16 @@ from felix.calc.values import (
     Verdict,
 )
 from felix.daemon import Reporter
+from felix.dataplane import pools
 from felix.iptables import render
 from felix.iptables.plan import render_table
 from felix.rules import nat
 from felix.rules.marks import allocate
+from felix.rules.names import DSCP_SOURCES
 from felix.rules.policy import RuleChains
 from felix.rules.rule import Masquerade, TableContent
 from felix.rules.tables import contents
-from tests.support.felix_policy import NODE, Stored, calculate, update
+from tests.support.felix_policy import NODE, Stored, calculate, update, wep
 
 MARKS = allocate(0xFFFF0000)
 
@@ -238,3 +240,32 @@ def lines(content: TableContent) -> list[str]:
     """A table as restore input, without the rules in kernel chains."""
     chains = render_table(content).chains.values()
     return [f"-A {chain.name} {text}" for chain in chains for text in chain.rules]
+
+
+@pytest.mark.parametrize(
+    ("wish", "number"), [(10, 10), ("EF", 46), ("cs6", 48), ("AF41", 34), ("DF", 0), (64, None)]
+)
+def test_dscp_of_an_endpoint(wish: object, number: int | None) -> None:
+    """By number or name; what is neither leaves packets as they are, and is told."""
+    stored: Stored = {
+        "WorkloadEndpoint default/node1-k8s-a-eth0": wep("a", qosControls={"dscp": wish})
+    }
+    desired = calculate(stored)
+    assert desired.endpoints[0].dscp == number
+    assert bool(desired.problems) is (number is None)
+    mangle = lines(contents(desired)["mangle"])
+    sets = {one.id for one in pools.sets(desired, {})}
+    marks = [line for line in mangle if line.startswith("-A cali-egress-dscp")]
+    if number is None:
+        assert not marks
+        assert DSCP_SOURCES not in sets
+        return
+    (mark,) = marks
+    assert mark.endswith(f"--source 198.19.16.2 --jump DSCP --set-dscp {number:#04x}")
+    (first, *_) = [line for line in mangle if line.startswith("-A cali-POSTROUTING")]
+    assert first.endswith(
+        "-m set --match-set cali40dscp-src-net src"
+        " -m set ! --match-set cali40network-ip-pools dst"
+        " -m set ! --match-set cali40this-host dst --jump cali-egress-dscp"
+    )
+    assert DSCP_SOURCES in sets
