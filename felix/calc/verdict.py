@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from functools import cache
 
 from cymric.model.endpoints import (
     LABEL_NAMESPACE,
@@ -81,16 +81,40 @@ class Decision:
     rule: int = 0
 
 
-def decide(objects: Objects, endpoint: ResourceKey, direction: str, packet: Packet) -> Decision:
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A rule that matched on the way to a decision, those that only log and pass as well."""
+
+    by: str
+    direction: str
+    number: int
+    rule: Rule
+
+
+Trail = list[Hit]
+"""What matched, in order; given to be filled."""
+
+
+def decide(
+    objects: Objects,
+    endpoint: ResourceKey,
+    direction: str,
+    packet: Packet,
+    trail: Trail | None = None,
+) -> Decision:
     """What normal policy of an endpoint says; `direction` is ingress or egress of the endpoint."""
-    return _World(objects).decide(endpoint, direction, packet)
+    return _World(objects, trail).decide(endpoint, direction, packet)
 
 
 def decide_forwarded(
-    objects: Objects, endpoint: ResourceKey, direction: str, packet: Packet
+    objects: Objects,
+    endpoint: ResourceKey,
+    direction: str,
+    packet: Packet,
+    trail: Trail | None = None,
 ) -> Decision:
     """What a host endpoint says of a packet that only passes through: allowed without policy."""
-    world = _World(objects)
+    world = _World(objects, trail)
     policies = [
         policy
         for policy in world.policies(endpoint, direction)
@@ -106,10 +130,15 @@ def decide_forwarded(
 
 
 def decide_early(
-    objects: Objects, endpoint: ResourceKey, direction: str, packet: Packet, kind: str
+    objects: Objects,
+    endpoint: ResourceKey,
+    direction: str,
+    packet: Packet,
+    kind: str,
+    trail: Trail | None = None,
 ) -> Decision:
     """What untracked or pre-DNAT policy (`kind`) says, ahead of all else: `none` means go on."""
-    world = _World(objects)
+    world = _World(objects, trail)
     policies = [one for one in world.policies(endpoint, direction) if _kind_of(one) == kind]
     found = world.in_tiers(policies, direction, packet, always_passes=True)
     return found or Decision("none", f"no {kind} policy")
@@ -119,8 +148,9 @@ _Policy = NetworkPolicy | GlobalNetworkPolicy
 
 
 class _World:
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, trail: Trail | None = None) -> None:
         self._objects = objects
+        self._trail: Trail = [] if trail is None else trail
         self._labels: dict[ResourceKey, dict[str, str]] = {}
 
     def _all(self) -> Iterator[tuple[ResourceKey, object]]:
@@ -223,7 +253,7 @@ class _World:
             rules = policy.spec.ingress if direction == "ingress" else policy.spec.egress
             namespace = policy.metadata.namespace
             name = f"{policy.kind} {policy.metadata.full_name}"
-            if found := self._first(rules, namespace, packet, name):
+            if found := self._first(rules, namespace, packet, name, direction):
                 return found
         return None
 
@@ -234,13 +264,13 @@ class _World:
         if not isinstance(stored, Profile):
             return Decision("deny", f"Profile {name} is missing")
         rules = stored.spec.ingress if direction == "ingress" else stored.spec.egress
-        found = self._first(rules, "", packet, f"Profile {name}")
+        found = self._first(rules, "", packet, f"Profile {name}", direction)
         return None if found is None or found.action == "pass" else found
 
     # --- rules ------------------------------------------------------------------------------------
 
     def _first(
-        self, rules: Iterable[Rule], namespace: str, packet: Packet, name: str
+        self, rules: Iterable[Rule], namespace: str, packet: Packet, name: str, direction: str
     ) -> Decision | None:
         """The first rule that matches and does not merely log."""
         for number, rule in enumerate(rules, start=1):
@@ -250,8 +280,10 @@ class _World:
                 if action in ("allow", "log"):
                     continue
                 action = "deny"
-            if action != "log" and self.rule_matches(rule, namespace, packet):
-                return Decision(action, name, number)
+            if self.rule_matches(rule, namespace, packet):
+                self._trail.append(Hit(name, direction, number, rule))
+                if action != "log":
+                    return Decision(action, name, number)
         return None
 
     def rule_matches(self, rule: Rule, namespace: str, packet: Packet) -> bool:
@@ -282,6 +314,9 @@ class _World:
         if side.services:
             return False  # nobody tells us of a service's endpoints
         if side.nets and not _in_one(address, side.nets):
+            return False
+        # Networks of the other family alone, also excluded ones, make a rule of that family.
+        if side.not_nets and not _any_of_family(address, side.not_nets):
             return False
         if side.not_nets and _in_one(address, side.not_nets):
             return False
@@ -475,5 +510,13 @@ def _icmp_is(icmp: Icmp, packet: Packet) -> bool:
 
 
 def _in_one(address: Address, texts: Iterable[str]) -> bool:
-    networks: list[Network] = [parse_net(text) for text in texts]
-    return any(ip_address(str(address)) in network for network in networks)
+    return any(address in network for network in map(_network, texts))
+
+
+def _any_of_family(address: Address, texts: Iterable[str]) -> bool:
+    return any(network.version == address.version for network in map(_network, texts))
+
+
+@cache
+def _network(text: str) -> Network:
+    return parse_net(text)

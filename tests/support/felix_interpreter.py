@@ -79,7 +79,7 @@ class Interpreter:
         )
 
     def _side(self, match: EntityMatch, packet: Packet, address: Address, port: int) -> bool:
-        word = _PROTOCOL_WORDS.get(packet.protocol)
+        word, version = _PROTOCOL_WORDS.get(packet.protocol), packet.ip_version
 
         def holds(set_id: str) -> bool:
             members = self._desired.ip_sets[set_id].members(packet.ip_version)
@@ -95,6 +95,7 @@ class Interpreter:
         ports_given = bool(match.ports or match.port_set_ids)
         return (
             (not match.nets or any(address in net for net in match.nets))
+            and (not match.not_nets or any(net.version == version for net in match.not_nets))
             and not any(address in net for net in match.not_nets)
             and all(map(holds, match.set_ids))
             and not any(map(holds, match.not_set_ids))

@@ -295,11 +295,10 @@ def test_marks() -> None:
             (Verdict.LOG, Verdict.PASS, Verdict.ALLOW),
             [
                 '--jump LOG --log-prefix "calico-packet: " --log-level 5',
-                "--jump MARK --set-mark 0x20000/0x20000",
-                "-m mark --mark 0x20000/0x20000 --jump RETURN",
+                "--jump RETURN",
                 "--jump MARK --set-mark 0x10000/0x10000",
             ],
-            id="log, pass, allow",
+            id="log, pass (which only ends the profile), allow",
         ),
         pytest.param(None, ["--jump DROP"], id="not renderable: drops everything"),
     ],
