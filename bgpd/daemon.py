@@ -2,6 +2,7 @@
 
     etcd ─▶ Syncer ─▶ Router.on_updates ──┐ kick
     BFD process ◀▶ Bfd ─▶ on_path_failed ─┤
+    kernel ─▶ UnderlayWatch ─▶ on_underlay┤
     relay ◀▶ ExaBGPSpeaker ─▶ on_event ───┴─▶ Router.work ─┬─▶ Outgoing ─▶ Speaker.advertise
                                                            ├─▶ Speaker.expect_sessions
                                                            └─▶ Fib.kick ─▶ Routes.apply ─▶ kernel
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Sequence
+from contextlib import closing
 
 import structlog
 
@@ -31,12 +33,14 @@ from bgpd.router import Router
 from bgpd.session_log import SessionLog
 from bgpd.speaker import Speaker
 from bgpd.status import Questions, bfd_words, serve_questions
+from bgpd.underlay_watch import UnderlayWatch
 from bgpd.view import prefixes
 from cymric.datastore.api import Datastore
 from cymric.datastore.etcd import open_datastore
 from cymric.datastore.syncer import Syncer
 from cymric.kernel.api import Routes
 from cymric.kernel.routes import RouteTable
+from cymric.kernel.underlay import KernelUnderlay, Underlay
 from cymric.model.net import contains, host_network
 from cymric.model.prefix import prefix as to_prefix
 from cymric.runtime.daemon import run_daemon
@@ -60,7 +64,8 @@ async def serve(settings: Settings, health: Health) -> None:
     gc.set_threshold(50_000, 50, 50)
     speaker = ExaBGPSpeaker(settings.speaker_socket, settings.exabgp_config)
     async with open_datastore(settings) as store, RouteTable() as routes:
-        await run(settings, health, store, speaker, routes)
+        with closing(KernelUnderlay()) as underlay:
+            await run(settings, health, store, speaker, routes, underlay=underlay)
 
 
 async def run(
@@ -70,11 +75,13 @@ async def run(
     speaker: Speaker,
     routes: Routes,
     *,
+    underlay: Underlay | None = None,
     bfd_command: Sequence[str] | None = None,
 ) -> None:
     """Run on any datastore, speaker and kernel until cancelled.
 
-    `bfd_command` starts the BFD process, if not with our interpreter and where we are.
+    Without `underlay` every next hop is taken to be on-link. `bfd_command` starts the BFD process,
+    if not with our interpreter and where we are.
     """
     health.expect(IN_SYNC, KERNEL)
     in_sync = asyncio.Event()
@@ -92,6 +99,7 @@ async def run(
     )
     bfd = Bfd(settings.run_dir / "bfd.sock", router.on_path_failed, command=bfd_command)
     fib = Fib(routes, router.wanted_in_kernel, on_applied=lambda: health.set_ready(KERNEL))
+    watch = UnderlayWatch(underlay, router.resolver, router.on_underlay, fib.doubt)
     sessions = SessionLog()
     questions = Questions(router, speaker, fib, sessions, outgoing)
     questions.bfd = lambda: bfd_words(bfd.sessions())
@@ -105,6 +113,7 @@ async def run(
 
     async def listen() -> None:
         await in_sync.wait()
+        await watch.ready.wait()
         async for event in speaker.events():
             sessions.note(event)
             router.on_event(event)
@@ -130,6 +139,7 @@ async def run(
         tasks.create_task(router.run(), name="router")
         tasks.create_task(announce(), name="announce")
         tasks.create_task(drain_status.run(), name="drain status")
+        tasks.create_task(watch.run(), name="underlay")
         tasks.create_task(fib.run(), name="fib")
         tasks.create_task(bfd.run(), name="bfd")
         tasks.create_task(questions.measure(), name="measure")

@@ -19,6 +19,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 
 import structlog
 from prometheus_client import Counter, Gauge
@@ -26,8 +27,9 @@ from prometheus_client import Counter, Gauge
 from bgpd.decision import Choice, Path
 from bgpd.exports import ROUTE_PRIORITY
 from bgpd.filters import MOST_PREFERENCE
+from bgpd.next_hops import ON_LINK, Resolver
 from cymric.kernel.api import NextHop, Route, RouteRefused, Routes, RoutesApplied, blackhole
-from cymric.model.net import Address, Network
+from cymric.model.net import Network
 from cymric.model.prefix import PrefixSet
 from cymric.runtime.pacing import Backoff, Kick
 
@@ -52,32 +54,43 @@ def desired_routes(
     aggregates: Iterable[Network],
     kept_out: PrefixSet = NOTHING,
     priorities: tuple[int, int] = (ROUTE_PRIORITY, ROUTE_PRIORITY),
+    resolver: Resolver = ON_LINK,
 ) -> dict[Network, Route]:
     """All kernel routes that bgpd wants. An own block is never overridden by a received path.
 
     `kept_out` are ranges that belong into no routing table, `priorities` the usual metrics of IPv4
     and IPv6.
     """
-    routes = {
-        prefix: kernel_route(choice, priorities[prefix.version == 6])
-        for prefix, choice in loc_rib.items()
-        if not (kept_out.networks and kept_out.covers(prefix))
-    }
+    routes: dict[Network, Route] = {}
+    by_choice: dict[tuple[int, int], Route | None] = {}  # choices are shared by many prefixes
+    for prefix, choice in loc_rib.items():
+        if kept_out.networks and kept_out.covers(prefix):
+            continue
+        key = id(choice), prefix.version
+        if key not in by_choice:
+            by_choice[key] = kernel_route(choice, priorities[prefix.version == 6], resolver)
+        route = by_choice[key]
+        if route is not None:
+            routes[prefix] = route
     for prefix in aggregates:
         routes[prefix] = blackhole(metric=priorities[prefix.version == 6])
     return routes
 
 
-def kernel_route(choice: Choice, priority: int) -> Route:
-    """Through the next hops of the choice; the same object for the same ones.
+def kernel_route(choice: Choice, priority: int, resolver: Resolver = ON_LINK) -> Route | None:
+    """Through the gateways of the choice; the same object for the same ones.
 
     The metric is what the LOCAL_PREF stands for between nodes: both add up to 2147483647. Paths of
-    peers that do not use LOCAL_PREF so have the usual metric.
+    peers that do not use LOCAL_PREF so have the usual metric. None if nothing is reached any more:
+    the underlay changed, and the decision is about to.
     """
-    path = choice.path
+    metric = _metric(choice.path, priority)
     if not choice.used:
-        return _through((path.next_hop,), _metric(path, priority))
-    return _through(choice.next_hops, _metric(path, priority))
+        hops = resolver.resolve(choice.path.next_hop).hops
+    else:
+        found = (resolver.resolve(hop).hops for hop in choice.next_hops)
+        hops = tuple(dict.fromkeys(chain.from_iterable(found)))
+    return _through(hops, metric) if hops else None
 
 
 def _metric(path: Path, priority: int) -> int:
@@ -86,9 +99,9 @@ def _metric(path: Path, priority: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _through(gateways: tuple[Address, ...], metric: int) -> Route:
+def _through(hops: tuple[NextHop, ...], metric: int) -> Route:
     """The same object for the same gateways, so that comparing tables is comparing identities."""
-    return Route(next_hops=tuple(map(NextHop, gateways)), metric=metric)
+    return Route(next_hops=hops, metric=metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +140,12 @@ class Fib:
         self._resync_s = resync_s
         self._inherited: dict[Network, Route] | None = None
         self._is_certain = False
+        self._is_in_doubt = False
+
+    def doubt(self) -> None:
+        """Routes may have vanished: a device went down. Read before the next word is believed."""
+        self._is_in_doubt = True
+        self.kick()
 
     async def run(self) -> None:
         """Apply whenever kicked, until cancelled."""
@@ -135,7 +154,8 @@ class Fib:
         resync_at_s = loop.time() + self._resync_s
         while True:
             await self.kick.wait(max(0.0, resync_at_s - loop.time()))
-            if loop.time() >= resync_at_s:
+            if loop.time() >= resync_at_s or self._is_in_doubt:
+                self._is_in_doubt = False
                 self._routes.invalidate()
                 self._is_certain = False
                 resync_at_s = loop.time() + self._resync_s

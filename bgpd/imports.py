@@ -6,7 +6,7 @@ Safe by default: a peer cannot pull our traffic by announcing what it should not
 order; the first that holds decides:
 
 1. What can only be wrong is never taken: loops (AS, originator, cluster), next hops that are
-   ourselves or nobody, addresses of workloads here.
+   ourselves, nobody or out of reach (next_hops.py), addresses of workloads here.
 2. The session's BGPFilters accept or reject. What they accept skips 4.
 3. Blocks belong to nodes, and the datastore says to whom. Inside a block only its owner may
    announce anything, and a node that holds an address of it (borrowed) that /32 (/128). Inside our
@@ -21,7 +21,8 @@ The annotation `cymric.io/import-policy: all` on BGPConfiguration `default` leav
 Who announced a reflected path is told by its ORIGINATOR_ID, a node's router ID.
 
 The policy is a value worked out from the datastore; two equal ones mean that nothing needs to be
-judged again. `claims` is not compared: it changes in place and the change is told by block.
+judged again. `claims` and `resolver` are not compared: they change in place, and the change is told
+by block and by next hop.
 
 Source: RFC 4271 §9.1.2 (loops, next hop), RFC 4456 §8 (originator, cluster), RFC 6890 (special
 prefixes), Calico 3.32's import filter.
@@ -35,6 +36,7 @@ from types import MappingProxyType
 
 from bgpd.decision import Path
 from bgpd.filters import NO_CHANGES, NO_RULES, Candidate, Changes, Rules
+from bgpd.next_hops import ON_LINK, Resolver
 from bgpd.reflection import has_looped
 from bgpd.rib import Rejection
 from cymric.model.endpoints import WorkloadEndpoint
@@ -116,6 +118,7 @@ class ImportPolicy:
     nodes: Mapping[str, int] = field(default_factory=dict)
     node_by_router_id: Mapping[str, str] = field(default_factory=dict)
     takes_all: bool = False
+    resolver: Resolver = field(default=ON_LINK, compare=False, repr=False)
     hops: dict[int, Rejection | bool] = field(default_factory=dict, compare=False, repr=False)
 
     def judge(self, prefix: Network, path: Path) -> Path | Rejection:
@@ -160,6 +163,8 @@ class ImportPolicy:
                 known = Rejection.NEXT_HOP_IS_OURS
             elif not _is_usable(hop):
                 known = Rejection.NEXT_HOP_UNUSABLE
+            elif not self.resolver.resolve(hop).hops:
+                known = Rejection.NEXT_HOP_UNREACHABLE
             else:
                 known = any(hop in network for network in self.pools.networks)
             if len(self.hops) >= REMEMBERED_HOPS:
@@ -239,6 +244,7 @@ def import_policy(
     rules: Mapping[Address, Rules] | None = None,
     nodes: Mapping[str, int] | None = None,
     node_by_router_id: Mapping[str, str] | None = None,
+    resolver: Resolver = ON_LINK,
 ) -> ImportPolicy:
     """The policy of `node`, from the whole of what the datastore says now."""
     networks = [pool.spec.network for pool in pools]
@@ -260,6 +266,7 @@ def import_policy(
         nodes=nodes or {},
         node_by_router_id=node_by_router_id or {},
         takes_all=annotations.get(IMPORT_ANNOTATION) == IMPORT_ALL,
+        resolver=resolver,
     )
 
 

@@ -25,7 +25,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from bgpd.decision import ONLY_PATH, Choice, Path, Peer, best
-from cymric.model.net import Network
+from cymric.model.net import Address, Network
 from cymric.model.prefix import prefixes_inside
 
 DEFAULT_MAX_PREFIXES = 100_000
@@ -40,6 +40,7 @@ class Rejection(StrEnum):
     OWN_CLUSTER = "reflected by this node before"
     NEXT_HOP_IS_OURS = "next hop is this node"
     NEXT_HOP_UNUSABLE = "next hop is no usable address"
+    NEXT_HOP_UNREACHABLE = "next hop cannot be reached"
     NEXT_HOP_IN_POOL = "next hop is inside a pool"
     DEFAULT_ROUTE = "default route"
     MARTIAN = "prefix is never routed"
@@ -217,6 +218,19 @@ class Rib:
                         and prefix.prefixlen >= network.prefixlen
                         and int(prefix.network_address) >> bits == number
                     )
+
+    def next_hops(self) -> frozenset[Address]:
+        """Every next hop of any path."""
+        return frozenset(
+            path.next_hop
+            for table in self.adj_ribs_in.values()
+            for path in {id(path): path for path in table.paths.values()}.values()
+        )
+
+    def judge_again_through(self, hops: Collection[Address]) -> None:
+        """The policy changed for paths with these next hops."""
+        for table in self.adj_ribs_in.values():
+            self._dirty.update(p for p, path in table.paths.items() if path.next_hop in hops)
 
     def settle(self, policy: Policy, *, max_paths: int = 1) -> Settled:
         """Judge and decide all dirty prefixes; the prefixes whose choice changed."""

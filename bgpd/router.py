@@ -1,5 +1,6 @@
 """The routing process: from what the datastore and the peers say to what peers and kernel are told.
 
+    underlay routes ▶ Resolver ▶ import policy, kernel routes
     datastore ▶ View ─▶ peering ─────────────────▶ Speaker.expect_sessions
                    ├──▶ local routes, policies ──┬▶ Adj-RIB-Out of each peer ▶ Speaker.advertise
                    └──▶ import policy ─┐         │
@@ -21,7 +22,7 @@ Invariants
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import inf
@@ -43,6 +44,7 @@ from bgpd.exports import (
 from bgpd.fib import Wanted, desired_routes, kernel_route
 from bgpd.graceful_restart import Action, Actions, Restarts
 from bgpd.imports import ImportPolicy
+from bgpd.next_hops import Resolver
 from bgpd.rib import Rib, Settled
 from bgpd.speaker import (
     EndOfRIB,
@@ -61,6 +63,7 @@ from bgpd.speaker import (
 from bgpd.view import View
 from cymric.datastore.syncer import Update
 from cymric.kernel.api import Route
+from cymric.kernel.underlay import OtherRoute
 from cymric.model.net import Address, Network, parse_address
 from cymric.model.peering import Peering, Session
 from cymric.model.prefix import PrefixSet
@@ -104,6 +107,7 @@ class Router:
         self.up: dict[str, SessionUp] = {}
         self._failed_unheard: dict[str, str] = {}
         self.unsupported: Mapping[str, str] = {}
+        self.resolver = Resolver()
         self._speaker = speaker
         self._tell = tell or speaker.advertise
         self._on_routes_changed = on_routes_changed
@@ -111,6 +115,7 @@ class Router:
         self._clock = clock
         self._policy: ImportPolicy | None = None
         self._is_view_dirty = True
+        self._is_kernel_dirty = False
         self._was_over = False
         self._peers: dict[str, Peer] = {}
         self._told: dict[str, Mapping[str, Announcement]] = {}
@@ -136,6 +141,18 @@ class Router:
         """Whoever watches services says for which addresses (/32, /128) this node stands."""
         self.view.service_addresses = addresses
         self._is_view_dirty = True
+        self.kick()
+
+    def on_underlay(self, routes: Iterable[OtherRoute]) -> None:
+        """The routes by which next hops are reached are these."""
+        changed = self.resolver.replace(routes, self.rib.next_hops())
+        if self._policy is not None:
+            self._policy.hops.clear()
+        if not changed:
+            return
+        log.info("next hops are reached differently", count=len(changed))
+        self.rib.judge_again_through(changed)
+        self._is_kernel_dirty = True
         self.kick()
 
     def on_in_sync(self) -> None:
@@ -301,6 +318,9 @@ class Router:
             if settled:
                 self._follow_loc_rib(settled)
                 is_changed = True
+        if self._is_kernel_dirty and self._policy is not None:
+            self._picture_kernel()
+            is_changed = True
         is_over = self.restarts.is_over(now_s)
         if is_over and not self._was_over:
             log.info("start is over: kernel routes that nobody wants any more may go")
@@ -355,7 +375,7 @@ class Router:
             for session in sessions
             if session.max_prefixes is not None
         }
-        policy = self.view.import_policy(sessions)
+        policy = self.view.import_policy(sessions, self.resolver)
         max_paths = self.view.max_paths()
         changed_claims = self.view.take_changed_claims()
         if policy != self._policy or max_paths != self._max_paths:
@@ -374,12 +394,17 @@ class Router:
             self._priorities,
         )
         if is_kernel_dirty:
-            self._kernel = desired_routes(
-                self.rib.loc_rib, self.aggregates, self._kept_out, self._priorities
-            )
-            self._kernel_changes = None
+            self._picture_kernel()
         self._follow_exports(local_routes(inputs))
         return is_kernel_dirty
+
+    def _picture_kernel(self) -> None:
+        """All kernel routes anew."""
+        self._is_kernel_dirty = False
+        self._kernel = desired_routes(
+            self.rib.loc_rib, self.aggregates, self._kept_out, self._priorities, self.resolver
+        )
+        self._kernel_changes = None
 
     def _follow_loc_rib(self, settled: Settled) -> None:
         """Kernel and peers, for the prefixes whose choice changed."""
@@ -390,8 +415,11 @@ class Router:
                 gone.update(dict.fromkeys(prefixes))
             else:
                 version = next(iter(prefixes)).version  # one next hop, so one family
-                route = kernel_route(choice, self._priorities[version == 6])
-                installed.update(dict.fromkeys(prefixes, route))
+                route = kernel_route(choice, self._priorities[version == 6], self.resolver)
+                if route is None:
+                    gone.update(dict.fromkeys(prefixes))
+                else:
+                    installed.update(dict.fromkeys(prefixes, route))
         for prefix in self.aggregates:
             installed.pop(prefix, None)
             gone.pop(prefix, None)

@@ -35,7 +35,7 @@ from bgpd.router import Router
 from bgpd.session_log import SessionLog
 from bgpd.speaker import PeerProof, PeerStatus, SessionState, Speaker
 from bgpd.tcp_view import TcpView
-from cymric.model.net import Network, parse_network
+from cymric.model.net import Address, Network, parse_network
 
 log = structlog.get_logger()
 
@@ -250,6 +250,7 @@ class Questions:
             "paths": [
                 {
                     **_path(path),
+                    **self._reached(path.next_hop),
                     "stale": is_stale,
                     "rejected": rejection or "",
                     "lost_at": lost.get(path, ""),
@@ -257,6 +258,14 @@ class Questions:
                 }
                 for path, rejection, is_stale in found
             ],
+        }
+
+    def _reached(self, hop: Address) -> Mapping[str, Any]:
+        """Through which gateways a next hop is reached, or why it is not."""
+        found = self._router.resolver.resolve(hop)
+        return {
+            "reached_through": [str(one.gateway) for one in found.hops if one.gateway != hop],
+            "unreachable": found.reason,
         }
 
     async def measure(self) -> None:

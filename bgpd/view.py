@@ -24,6 +24,7 @@ from bgpd.exports import (
 )
 from bgpd.filters import MOST_PREFERENCE, Direction, Rules, compile_rules
 from bgpd.imports import Claim, ImportPolicy, claim_on, import_policy
+from bgpd.next_hops import ON_LINK, Resolver
 from bgpd.rib import DEFAULT_MAX_PREFIXES
 from cymric.datastore.syncer import Update
 from cymric.model.bgp_filter import BGPFilter
@@ -152,7 +153,9 @@ class View:
         """The sessions this node should have."""
         return peering_of(self.node, self.peering_inputs())
 
-    def import_policy(self, sessions: Iterable[Session]) -> ImportPolicy:
+    def import_policy(
+        self, sessions: Iterable[Session], resolver: Resolver = ON_LINK
+    ) -> ImportPolicy:
         """What this node takes from the peers of these sessions."""
         inputs = self.peering_inputs()
         return import_policy(
@@ -170,6 +173,7 @@ class View:
             },
             nodes={name: inputs.asn(name) for name in self.nodes},
             node_by_router_id={str(inputs.router_id(name)): name for name in self.nodes},
+            resolver=resolver,
         )
 
     def export_inputs(self) -> ExportInputs:

@@ -60,6 +60,7 @@ _ERROR_TEXT = 1
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _TYPE_BY_KIND = {RouteKind.UNICAST: 1, RouteKind.BLACKHOLE: 6}
 _KIND_BY_TYPE = {number: kind for kind, number in _TYPE_BY_KIND.items()}
+_DROPPING_TYPES = (7, 8)  # unreachable, prohibit: a blackhole that answers
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type
@@ -276,10 +277,15 @@ def parse_link(payload: bytes) -> tuple[int, str]:
     return number, attributes(payload, _IFINFO.size)[_IFLA_IFNAME].rstrip(b"\0").decode()
 
 
-def parse_route(payload: bytes) -> Seen | None:
-    """A dumped route; None for one of a kind this driver never writes (it cannot be ours)."""
+def parse_route(payload: bytes, *, drops: bool = False) -> Seen | None:
+    """A dumped route; None for one of a kind this driver never writes (it cannot be ours).
+
+    `drops`: whatever drops packets is read as a blackhole, for readers of others' routes.
+    """
     family, length, _, tos, table, protocol, _, type_number, _ = _RTMSG.unpack_from(payload)
     kind = _KIND_BY_TYPE.get(type_number)
+    if drops and type_number in _DROPPING_TYPES:
+        kind = RouteKind.BLACKHOLE
     if kind is None or tos or family not in (socket.AF_INET, socket.AF_INET6):
         return None
     found = attributes(payload, _RTMSG.size)

@@ -24,6 +24,7 @@ from cymric.datastore.memory import MemoryDatastore
 from cymric.kernel.command import HostCommands
 from cymric.kernel.namespace import opened, visiting
 from cymric.kernel.routes import RouteTable
+from cymric.kernel.underlay import KernelUnderlay
 from cymric.runtime.health import Health
 from cymric.runtime.settings import Settings
 from tests.support.underlay import Host, Underlay, run
@@ -72,13 +73,14 @@ class BgpNode:
         self.exabgp()
         speaker = ExaBGPSpeaker(settings.speaker_socket, settings.exabgp_config)
         with opened(f"/run/netns/{self.host.namespace}") as descriptor, visiting(descriptor):
-            routes = RouteTable()
+            routes, under = RouteTable(), KernelUnderlay()
         tasks = [
             asyncio.create_task(
                 confd.daemon.run(settings, Health(), self.store, HostCommands()), name="confd"
             ),
             asyncio.create_task(
-                bgpd.daemon.run(settings, Health(), self.store, speaker, routes), name="bgpd"
+                bgpd.daemon.run(settings, Health(), self.store, speaker, routes, underlay=under),
+                name="bgpd",
             ),
         ]
         try:
@@ -93,6 +95,7 @@ class BgpNode:
                 with suppress(asyncio.CancelledError):
                     await task
             routes.close()
+            under.close()
 
     async def ask(self, question: str = "status") -> dict[str, Any]:
         """What bgpd answers on its socket."""

@@ -1,0 +1,165 @@
+"""Recursive next hops: through which neighbours a BGP next hop is reached. Pure.
+
+    underlay routes (cymric.kernel.underlay) ▶ Resolver ─┬▶ import policy: unreachable, not used
+    next hop of a path ──────────────────────────────────┴▶ fib: the gateways for the kernel
+
+A next hop need not be on-link: a reflector passes on the owner's address, which may be in another
+rack, behind a router. It is looked up as the kernel would (longest match, then lowest metric) among
+the main table's routes that are not ours, and a gateway found there likewise, until an address is
+on-link. Several gateways of one route share the traffic evenly.
+
+Invariants
+- Our own BGP routes take no part, so no route can depend on itself or on another of ours, and the
+  result does not depend on what was chosen before.
+- One look-up for each next hop, not for each route; the answer is kept until the underlay changes.
+
+Source: RFC 4271 §5.1.3, §9.1.2.1; what Calico's BIRD does with `gateway recursive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from cymric.kernel.api import NextHop
+from cymric.kernel.underlay import Change, OtherRoute
+from cymric.model.net import Address, Network, host_network
+from cymric.model.prefix import PrefixMap
+
+MOST_STEPS = 4
+"""How many routes are followed to an on-link gateway; the kernel takes gateways that are on-link
+itself, so two is what happens."""
+MOST_HOPS = 16
+REMEMBERED = 10_000
+"""Next hops whose answer is kept; a cluster has one for each node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """How a next hop is reached: `hops` as the kernel takes them; none, and then `reason` says why.
+
+    `asked` and `devices` are what it depends on: addresses looked up, interfaces used.
+    """
+
+    hops: tuple[NextHop, ...] = ()
+    reason: str = ""
+    asked: frozenset[Address] = field(default=frozenset(), compare=False)
+    devices: frozenset[int] = field(default=frozenset(), compare=False)
+
+    def is_direct(self, hop: Address) -> bool:
+        """Whether the next hop itself is on-link."""
+        return any(one.gateway == hop for one in self.hops)
+
+
+class Resolver:
+    """Answers for next hops. Before it knows the underlay, everything counts as on-link."""
+
+    def __init__(self, routes: Iterable[OtherRoute] | None = None) -> None:
+        self._routes: PrefixMap[OtherRoute] | None = None
+        self._known: dict[Address, Resolution] = {}
+        self._asked: set[Address] = set()
+        self._devices: set[int] = set()
+        if routes is not None:
+            self.replace(routes)
+
+    def resolve(self, hop: Address) -> Resolution:
+        """How `hop` is reached."""
+        if self._routes is None:
+            return Resolution((NextHop(hop),))
+        known = self._known.get(hop)
+        if known is None:
+            if len(self._known) >= REMEMBERED:
+                self._forget()
+            known = self._known[hop] = self._resolve(hop, self._routes)
+            self._asked |= known.asked
+            self._devices |= known.devices
+        return known
+
+    def replace(
+        self, routes: Iterable[OtherRoute], used: Collection[Address] = ()
+    ) -> frozenset[Address]:
+        """The underlay as it is now; those of the `used` next hops that are reached differently."""
+        self._routes = _best_by_prefix(routes)
+        before = self._forget()
+        return frozenset(hop for hop in used if self.resolve(hop) != before.get(hop))
+
+    def _forget(self) -> dict[Address, Resolution]:
+        before, self._known = self._known, {}
+        self._asked, self._devices = set(), set()
+        return before
+
+    def concerns(self, change: Change) -> bool:
+        """Whether the change can matter to any known next hop."""
+        if change.prefix is not None:
+            return _covers_any(change.prefix, self._asked)
+        return change.device is None or change.device in self._devices
+
+    def _resolve(self, hop: Address, routes: PrefixMap[OtherRoute]) -> Resolution:
+        if hop.is_link_local:
+            return Resolution((NextHop(hop),))
+        asked: set[Address] = set()
+        devices: set[int] = set()
+        found = _follow(routes, hop, MOST_STEPS, asked, devices)
+        depends_on = (frozenset(asked), frozenset(devices))
+        if isinstance(found, str):
+            return Resolution((), found, *depends_on)
+        return Resolution(tuple(dict.fromkeys(found))[:MOST_HOPS], "", *depends_on)
+
+
+def _follow(
+    routes: PrefixMap[OtherRoute],
+    hop: Address,
+    steps: int,
+    asked: set[Address],
+    devices: set[int],
+) -> list[NextHop] | str:
+    """The gateways on the way to `hop`, or why there are none."""
+    asked.add(hop)
+    held = routes.holding(host_network(hop))
+    if held is None:
+        return f"there is no route to {hop}"
+    route = held[1]
+    if not route.outs:
+        return f"{hop} is reached by a route that drops, {route.prefix}"
+    found: list[NextHop] = []
+    reason = ""
+    for out in route.outs:
+        devices.add(out.index)
+        gateway = out.gateway
+        if gateway is None:
+            found.append(NextHop(hop))
+        elif gateway.is_link_local:  # means something on that device alone
+            found.append(NextHop(gateway, out.device))
+        elif steps <= 1 or gateway in asked:
+            reason = reason or f"its gateway {gateway} is not on-link"
+        else:
+            further = _follow(routes, gateway, steps - 1, asked, devices)
+            if isinstance(further, str):
+                reason = reason or further
+            else:
+                found += further
+    return found or reason
+
+
+def _best_by_prefix(routes: Iterable[OtherRoute]) -> PrefixMap[OtherRoute]:
+    best: PrefixMap[OtherRoute] = PrefixMap()
+    for route in routes:
+        other = best.get(route.prefix)
+        if other is None or route.metric < other.metric:
+            best[route.prefix] = route
+    return best
+
+
+def _covers_any(prefix: Network, addresses: Collection[Address]) -> bool:
+    if prefix.prefixlen == prefix.max_prefixlen:
+        return prefix.network_address in addresses
+    bits = prefix.max_prefixlen - prefix.prefixlen
+    number = int(prefix.network_address) >> bits
+    return any(
+        address.version == prefix.version and int(address) >> bits == number
+        for address in addresses
+    )
+
+
+ON_LINK = Resolver()
+"""For where nothing is known of the underlay: every next hop is taken to be on-link."""
