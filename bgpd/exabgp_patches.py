@@ -16,13 +16,17 @@ them, so that either alone would do in the common case.
   reads them from the file, so that a changed listen port needs no restart.
 - `retry_soon`: between attempts to connect ExaBGP waits longer and longer, up to 60 s. In a mesh
   one side only listens, so a node that comes back would be without routes for that long.
+- `finish_messages`: while a message is half written, because the socket took no more, ExaBGP may
+  write the next one: a keepalive that falls due cuts an UPDATE in two, and the peer ends the
+  session. Here a connection's messages wait for each other.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,7 @@ def apply(report_refusal: Callable[[str], None], configuration: Path) -> None:
     from exabgp.reactor.api import API
     from exabgp.reactor.delay import Delay
     from exabgp.reactor.loop import Reactor
+    from exabgp.reactor.network.connection import Connection
     from exabgp.reactor.peer import Peer
     from exabgp.rib.outgoing import OutgoingRIB
 
@@ -56,6 +61,7 @@ def apply(report_refusal: Callable[[str], None], configuration: Path) -> None:
     survive_bad_reload(Configuration, report_refusal)
     listen_as_configured(Reactor, configuration)
     retry_soon(Delay)
+    finish_messages(Connection)
     exabgp_orders.apply(API, Peer)
     exabgp_speed.apply()
     exabgp_listening.apply(listener)
@@ -133,3 +139,29 @@ def retry_soon(delay_class: Any) -> None:
         delay._next = min(delay._next, RETRY_AT_MOST_S)
 
     delay_class.increase = increase_a_little
+
+
+def finish_messages(connection_class: Any) -> None:
+    """Messages leave a connection whole, in the order in which their writing began.
+
+    ExaBGP advances every writer once a turn, and each yields False while it cannot go on.
+    """
+    write = connection_class.writer
+
+    @functools.wraps(write)
+    def write_in_turn(connection: Any, data: bytes) -> Iterator[bool]:
+        waiting: deque[object] = connection.__dict__.setdefault("_cymric_waiting", deque())
+        ticket = object()
+        waiting.append(ticket)
+        try:
+            while waiting[0] is not ticket:
+                yield False
+            for is_written in write(connection, data):
+                if is_written:
+                    waiting.popleft()
+                yield is_written
+        finally:
+            if ticket in waiting:  # given up half way
+                waiting.remove(ticket)
+
+    connection_class.writer = write_in_turn

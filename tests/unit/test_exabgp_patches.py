@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import select
+import socket
 import time
 from pathlib import Path
 
 import pytest
 from exabgp.configuration.configuration import Configuration
 from exabgp.logger.option import option
+from exabgp.protocol.family import AFI
 from exabgp.reactor.delay import Delay
+from exabgp.reactor.network.connection import Connection
 
 from bgpd import exabgp_patches
 from bgpd.launcher import environment
@@ -42,6 +46,38 @@ def test_pause_between_attempts_stays_short() -> None:
         repaired.increase()
     assert original._time - time.time() > 30
     assert repaired._time - time.time() <= exabgp_patches.RETRY_AT_MOST_S
+
+
+@pytest.mark.parametrize("is_repaired", [False, True], ids=["stock", "repaired"])
+def test_a_keepalive_cuts_an_update_in_two_only_in_stock_exabgp(
+    monkeypatch: pytest.MonkeyPatch, is_repaired: bool
+) -> None:
+    """The socket takes half a message and no more; what falls due meanwhile waits for the rest."""
+    monkeypatch.setattr(option, "logger", logging.getLogger("exabgp"))
+
+    class Ours(Connection):  # type: ignore[misc]
+        pass
+
+    if is_repaired:
+        exabgp_patches.finish_messages(Ours)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        theirs.settimeout(10)
+        connection = Ours(AFI.ipv4, "192.0.2.2", "192.0.2.1")
+        connection.io = ours
+        update, keepalive = b"u" * 100_000, b"k" * 19
+        writers = [connection.writer(update), connection.writer(keepalive)]
+        while next(writers[0]) is False and select.select((), (ours,), (), 0)[1]:
+            pass
+        received = b""
+        while len(received) < len(update) + len(keepalive):
+            for writer in reversed(writers):  # as the main loop: keepalives first
+                next(writer, None)
+            received += theirs.recv(100_000)
+    connection.io = None
+    assert (received == update + keepalive) is is_repaired
 
 
 def test_failed_reload_is_as_if_it_had_not_been() -> None:
