@@ -122,14 +122,20 @@ def why(session: Session, prefix: str, form: str) -> None:
         (
             "*" if path["used"] else "",
             path["peer"],
-            path["next_hop"],
-            path["rejected"] or path["lost_at"] or answer["settled_by"],
+            _way(path),
+            path["unreachable"] or path["rejected"] or path["lost_at"] or answer["settled_by"],
         )
         for path in answer["paths"]
     ]
     output.table(("USED", "PEER", "NEXT HOP", "WHY"), rows)
     if not rows:
         output.note(f"no peer sent {prefix}")
+
+
+def _way(path: Mapping[str, Any]) -> str:
+    """The next hop, and the gateways on the way to it if it is not on-link."""
+    gateways = ", ".join(path["reached_through"])
+    return f"{path['next_hop']} via {gateways}" if gateways else str(path["next_hop"])
 
 
 @group.command("diff")

@@ -249,6 +249,20 @@ def test_routes_and_why(tmp_path: Path, cymric: Cymric) -> None:
     assert "no peer sent 1.0.0.0/8" in why.stderr
 
 
+def test_why_names_the_way(tmp_path: Path, cymric: Cymric) -> None:
+    """A next hop that is not on-link is shown with its gateway, or with what stands in the way."""
+    path = {"peer": ROUTER, "next_hop": THEIRS, "lost_at": "", "unreachable": ""}
+    used = {**path, "used": True, "rejected": "", "reached_through": [ROUTER]}
+    reason = f"there is no route to {THEIRS}"
+    lost = {**path, "used": False, "rejected": "next hop cannot be reached", "reached_through": []}
+    paths = [used, {**lost, "unreachable": reason}]
+    answer = {"prefix": "1.0.0.0/8", "settled_by": "only path", "paths": paths}
+    with bgpd(tmp_path, {"why 1.0.0.0/8": answer}):
+        shown = cymric("bgp", "why", "1.0.0.0/8").stdout
+    assert f"{THEIRS} via {ROUTER}" in shown
+    assert reason in shown
+
+
 def test_what_confd_refused(tmp_path: Path, cymric: Cymric) -> None:
     """Status shows why the newest configuration is not in use, and a BGPPeer that is left out; a
     file that is no JSON shows nothing.
