@@ -30,7 +30,18 @@ import click
 from bench.row import Row
 from cymric.cli import output
 
-MEASUREMENTS = ("cni", "ipam", "claim", "routes", "mesh", "daemons")
+MEASUREMENTS = (
+    "cni",
+    "ipam",
+    "claim",
+    "routes",
+    "mesh",
+    "daemons",
+    "felix_calc",
+    "felix_start",
+    "policy",
+    "packets",
+)
 HEADINGS = ("WHAT", "CYMRIC", "PEER", "UNIT", "RATIO", "PEER IS")
 
 

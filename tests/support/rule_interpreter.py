@@ -58,6 +58,8 @@ class Outcome:
     untracked: bool = False
     path: tuple[str, ...] = ()
     """The chains entered, in order."""
+    met: int = 0
+    """How many rules were looked at."""
 
 
 Sets = Mapping[str, Collection[str]]
@@ -96,7 +98,7 @@ class Interpreter:
         walk = _Walk(chains, self.sets, packet)
         verdict = walk.chain(name, 0)
         return Outcome(verdict, walk.packet.mark, tuple(walk.logged), walk.untracked,
-                       tuple(walk.path))  # fmt: skip
+                       tuple(walk.path), walk.met)  # fmt: skip
 
 
 class _Walk:
@@ -105,12 +107,14 @@ class _Walk:
         self.logged: list[str] = []
         self.path: list[str] = []
         self.untracked = False
+        self.met = 0
 
     def chain(self, name: str, depth: int) -> str:
         assert depth < MOST_DEPTH, f"chains nest too deep at {name}"
         self.path.append(name)
         for text in self.chains[name]:
             tests, action = _parsed(text)
+            self.met += 1
             if not all(test(self.packet, self.sets) for test in tests):
                 continue
             match action:
@@ -245,6 +249,7 @@ def _first_number(protocols: Sequence[str]) -> int | None:
     return None
 
 
+@cache
 def _inside(address: str, cidr: str) -> bool:
     return ip_address(address) in ip_network(cidr)
 
