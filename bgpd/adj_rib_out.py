@@ -5,8 +5,9 @@
 
 Our own routes go to everybody. A learned route goes on
 
-- to another AS: with our AS in front, next hop ourselves, without LOCAL_PREF and the reflectors'
-  marks, and with a MED so that a router which hears the owner as well prefers the owner;
+- to another AS: with our AS in front, next hop ourselves (or, where both are our neighbours, as it
+  was), without LOCAL_PREF and the reflectors' marks, and with a MED so that a router which hears
+  the owner as well prefers the owner;
 - from another AS to iBGP peers: with our LOCAL_PREF for it, next hop unchanged;
 - from iBGP to iBGP: only by a route reflector, with its marks, all else unchanged;
 
@@ -59,7 +60,8 @@ class ExportPolicy:
     """What decides the Adj-RIB-Out of one session, apart from the routes themselves.
 
     `open` and `closed` are pools with and without export, `reflected_ranges` those of load
-    balancers if this node is a reflector, `aggregates` our own blocks.
+    balancers if this node is a reflector, `aggregates` our own blocks. `subnet` is the node's own
+    network if the peer is in it, too.
     """
 
     session: Session
@@ -70,6 +72,7 @@ class ExportPolicy:
     aggregates: PrefixSet = field(default_factory=lambda: PrefixSet.of(()))
     advertisements: tuple[Advertisement, ...] = ()
     local_pref: int = LOCAL_PREF
+    subnet: Network | None = None
 
 
 class Exporter:
@@ -264,12 +267,20 @@ class Exporter:
 
     def _next_hop(self, path: Path | None) -> str:
         session = self._session
-        keeps = session.next_hop_mode is NextHopMode.KEEP or (
-            session.next_hop_mode is NextHopMode.AUTO and session.is_ibgp
-        )
-        if path is None or not keeps:
+        if path is None or not self._keeps_next_hop(path):
             return str(session.local_address)
         return str(path.next_hop)
+
+    def _keeps_next_hop(self, path: Path) -> bool:
+        """Whether the peer is told the next hop of a learned path (RFC 4271 §5.1.3)."""
+        session, subnet = self._session, self._policy.subnet
+        if session.next_hop_mode is not NextHopMode.AUTO:
+            return session.next_hop_mode is NextHopMode.KEEP
+        if session.is_ibgp:
+            return True
+        # A third party: the peer sends straight to it. Never the peer itself.
+        hop = path.next_hop
+        return subnet is not None and hop in subnet and hop != session.peer_address
 
     def _with_communities(self, prefix: Network, attributes: PathAttributes) -> PathAttributes:
         for one in self._policy.advertisements:

@@ -38,7 +38,7 @@ from cymric.model.keys import (
     block_prefix,
     resource_prefix,
 )
-from cymric.model.net import Network, parse_network
+from cymric.model.net import Network, parse_interface, parse_network
 from cymric.model.peering import Peering, PeeringInputs, Session, peering_of
 from cymric.model.prefix import PrefixMap, PrefixSet
 from cymric.model.resources import BGPConfiguration, BGPPeer, IPPool, Node
@@ -208,9 +208,21 @@ class View:
                 aggregates=aggregates,
                 advertisements=said,
                 local_pref=MOST_PREFERENCE - self.route_priority(session.version),
+                subnet=self._shared_subnet(session),
             )
             for session in sessions
         }
+
+    def _shared_subnet(self, session: Session) -> Network | None:
+        """The node's own network, as its Node says, if the session does not leave it."""
+        node = self.nodes.get(self.node)
+        bgp = None if node is None else node.spec.bgp
+        text = "" if bgp is None else bgp.ipv4_address if session.version == 4 else bgp.ipv6_address
+        if not text or "/" not in text:
+            return None
+        interface = parse_interface(text)
+        is_ours = session.local_address == interface.ip
+        return interface.network if is_ours and session.peer_address in interface.network else None
 
     def route_priority(self, version: int) -> int:
         """The kernel metric of routes to pods."""

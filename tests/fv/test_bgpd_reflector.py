@@ -77,8 +77,9 @@ def lab(tmp_path: Path) -> Iterator[Reflector]:
 
 async def test_reflecting(lab: Reflector) -> None:
     """Clients hear each other's blocks from us, marked, with the owner's next hop; a router of
-    another AS hears them with our AS and a MED, as far as the filter lets them; its route goes to
-    the clients. A router that announces too much is held down, and its routes leave the kernel.
+    another AS in the same network hears them likewise, with our AS and a MED, as far as the filter
+    lets them; its route goes to the clients. A router that announces too much is held down, and its
+    routes leave the kernel.
     """
     await lab.fill()
     one = lab.bird("one", ONE, routes=(BLOCK_ONE, BLOCK_TWO))  # the second is not its own
@@ -106,7 +107,7 @@ async def test_reflecting(lab: Reflector) -> None:
         await eventually(lambda: router.routes().keys() == {OWN_BLOCK, BLOCK_ONE}, 30)
         assert "BGP.as_path: 64512" in router.routes()[BLOCK_ONE]
         assert "BGP.med: 100" in router.routes()[BLOCK_ONE]
-        assert f"BGP.next_hop: {OUR_ADDRESS}" in router.routes()[BLOCK_ONE]
+        assert f"BGP.next_hop: {ONE}" in router.routes()[BLOCK_ONE]
         assert "BGP.med" not in router.routes()[OWN_BLOCK]
 
         await rewrite(router, *(f"198.19.18.{n}/32" for n in range(6)))

@@ -99,6 +99,31 @@ FROM_TOR = learned(TOR, asn=65002, as_path=as_sequence(65002), med=7)
 
 
 @pytest.mark.parametrize(
+    ("mode", "subnet", "hop", "said"),
+    [
+        pytest.param("Auto", "198.19.0.0/24", OTHER, OTHER, id="both are our neighbours"),
+        pytest.param("Auto", "198.19.0.0/24", "198.19.1.4", US, id="another network"),
+        pytest.param("Auto", None, OTHER, US, id="the peer is in another network"),
+        pytest.param("Auto", "198.19.0.0/24", TOR, US, id="never the peer itself"),
+        pytest.param("Self", "198.19.0.0/24", OTHER, US, id="ourselves, always"),
+        pytest.param("Keep", None, "198.19.1.4", "198.19.1.4", id="kept, always"),
+    ],
+)
+def test_third_party_next_hops(mode: str, subnet: str | None, hop: str, said: str) -> None:
+    """Another AS is told the next hop of a learned route if all three are in one network (RFC 4271
+    §5.1.3), else ourselves; of our own routes ourselves in any case.
+    """
+    one = replace(EBGP, next_hop_mode=NextHopMode(mode))
+    asked = policy(one, subnet=None if subnet is None else ip_network(subnet))
+    announcement = heard(asked, replace(learned(), next_hop=ip_address(hop)))
+    assert announcement is not None
+    assert announcement.next_hop == said
+    own = Exporter(asked).announcement(ip_network(OURS), Local(Why.OWN_BLOCK), None)
+    assert own is not None
+    assert own.next_hop == US
+
+
+@pytest.mark.parametrize(
     ("one", "attributes"),
     [
         pytest.param(IBGP, PathAttributes(local_pref=LOCAL_PREF), id="iBGP"),
