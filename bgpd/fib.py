@@ -1,5 +1,7 @@
 """Loc-RIB to kernel routes (the FIB): what we chose, and a blackhole under each block of ours.
 
+Peers that are reached through a gateway of their own (BGPPeer's `reachableBy`) have a static route.
+
     Rib ▶ desired_routes ▶ Fib ▶ cymric.kernel.routes ▶ kernel
 
 The blackhole drops traffic to addresses of our blocks that nobody holds, which would otherwise go
@@ -29,7 +31,7 @@ from bgpd.exports import ROUTE_PRIORITY
 from bgpd.filters import MOST_PREFERENCE
 from bgpd.next_hops import ON_LINK, Resolver
 from cymric.kernel.api import NextHop, Route, RouteRefused, Routes, RoutesApplied, blackhole
-from cymric.model.net import Network
+from cymric.model.net import Address, Network, host_network
 from cymric.model.prefix import PrefixSet
 from cymric.runtime.pacing import Backoff, Kick
 
@@ -49,14 +51,30 @@ REFUSED = Gauge("cymric_bgp_kernel_routes_refused", "Routes that the kernel does
 WRITES = Counter("cymric_bgp_kernel_writes", "Routes written or removed.", ["change"])
 
 
+def own_routes(
+    aggregates: Iterable[Network],
+    gateways: Mapping[Address, Address],
+    priorities: tuple[int, int] = (ROUTE_PRIORITY, ROUTE_PRIORITY),
+    resolver: Resolver = ON_LINK,
+) -> dict[Network, Route]:
+    """What no received path overrides: blackholes under own blocks, and the ways to `gateways`'
+    keys through the gateways, as far as these are reached.
+    """
+    routes = {prefix: blackhole(metric=priorities[prefix.version == 6]) for prefix in aggregates}
+    for address, gateway in gateways.items():
+        if hops := resolver.resolve(gateway).hops:
+            routes[host_network(address)] = _through(hops, priorities[address.version == 6])
+    return routes
+
+
 def desired_routes(
     loc_rib: Mapping[Network, Choice],
-    aggregates: Iterable[Network],
+    own: Mapping[Network, Route],
     kept_out: PrefixSet = NOTHING,
     priorities: tuple[int, int] = (ROUTE_PRIORITY, ROUTE_PRIORITY),
     resolver: Resolver = ON_LINK,
 ) -> dict[Network, Route]:
-    """All kernel routes that bgpd wants. An own block is never overridden by a received path.
+    """All kernel routes that bgpd wants. `own` ones are never overridden by a received path.
 
     `kept_out` are ranges that belong into no routing table, `priorities` the usual metrics of IPv4
     and IPv6.
@@ -72,8 +90,7 @@ def desired_routes(
         route = by_choice[key]
         if route is not None:
             routes[prefix] = route
-    for prefix in aggregates:
-        routes[prefix] = blackhole(metric=priorities[prefix.version == 6])
+    routes.update(own)
     return routes
 
 

@@ -10,7 +10,9 @@ on-link. Several gateways of one route share the traffic evenly.
 
 Invariants
 - Our own BGP routes take no part, so no route can depend on itself or on another of ours, and the
-  result does not depend on what was chosen before.
+  result does not depend on what was chosen before. Only the static routes to peers
+  (`reachableBy`), which are ours too, are told (`restrict`) and come before all others.
+- What leads out of an ignored interface (`ignoredInterfaces`) is not looked at.
 - One look-up for each next hop, not for each route; the answer is kept until the underlay changes.
 
 Source: RFC 4271 §5.1.3, §9.1.2.1; what Calico's BIRD does with `gateway recursive`.
@@ -18,11 +20,12 @@ Source: RFC 4271 §5.1.3, §9.1.2.1; what Calico's BIRD does with `gateway recur
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 from cymric.kernel.api import NextHop
-from cymric.kernel.underlay import Change, OtherRoute
+from cymric.kernel.underlay import Change, OtherRoute, Out
 from cymric.model.net import Address, Network, host_network
 from cymric.model.prefix import PrefixMap
 
@@ -56,6 +59,9 @@ class Resolver:
 
     def __init__(self, routes: Iterable[OtherRoute] | None = None) -> None:
         self._routes: PrefixMap[OtherRoute] | None = None
+        self._seen: tuple[OtherRoute, ...] = ()
+        self._ignored: tuple[str, ...] = ()
+        self._gateways: Mapping[Address, Address] = {}
         self._known: dict[Address, Resolution] = {}
         self._asked: set[Address] = set()
         self._devices: set[int] = set()
@@ -65,7 +71,7 @@ class Resolver:
     def resolve(self, hop: Address) -> Resolution:
         """How `hop` is reached."""
         if self._routes is None:
-            return Resolution((NextHop(hop),))
+            return Resolution((NextHop(self._gateways.get(hop, hop)),))
         known = self._known.get(hop)
         if known is None:
             if len(self._known) >= REMEMBERED:
@@ -79,9 +85,50 @@ class Resolver:
         self, routes: Iterable[OtherRoute], used: Collection[Address] = ()
     ) -> frozenset[Address]:
         """The underlay as it is now; those of the `used` next hops that are reached differently."""
-        self._routes = _best_by_prefix(routes)
+        self._seen = tuple(routes)
+        self._routes = self._usable()
         before = self._forget()
         return frozenset(hop for hop in used if self.resolve(hop) != before.get(hop))
+
+    def restrict(
+        self,
+        *,
+        ignored: Collection[str],
+        gateways: Mapping[Address, Address],
+        used: Collection[Address] = (),
+    ) -> frozenset[Address]:
+        """Look at no interface whose name fits a pattern of `ignored`, and reach the addresses in
+        `gateways` through the gateway given there; the `used` next hops reached differently.
+        """
+        if (tuple(ignored), gateways) == (self._ignored, self._gateways):
+            return frozenset()
+        before = {hop: self.resolve(hop) for hop in used}
+        self._ignored, self._gateways = tuple(ignored), dict(gateways)
+        self._forget()
+        if self._routes is not None:
+            self._routes = self._usable()
+        return frozenset(hop for hop in used if self.resolve(hop) != before[hop])
+
+    def _usable(self) -> PrefixMap[OtherRoute]:
+        best: PrefixMap[OtherRoute] = PrefixMap()
+        for route in filter(None, map(self._without_ignored, self._seen)):
+            other = best.get(route.prefix)
+            if other is None or route.metric < other.metric:
+                best[route.prefix] = route
+        for address, gateway in self._gateways.items():
+            prefix = host_network(address)
+            best[prefix] = OtherRoute(prefix, (Out(gateway, "", 0),))
+        return best
+
+    def _without_ignored(self, route: OtherRoute) -> OtherRoute | None:
+        if not self._ignored or not route.outs:
+            return route
+        outs = tuple(
+            out for out in route.outs if not any(fnmatchcase(out.device, p) for p in self._ignored)
+        )
+        if len(outs) == len(route.outs):
+            return route
+        return replace(route, outs=outs) if outs else None
 
     def _forget(self) -> dict[Address, Resolution]:
         before, self._known = self._known, {}
@@ -139,15 +186,6 @@ def _follow(
             else:
                 found += further
     return found or reason
-
-
-def _best_by_prefix(routes: Iterable[OtherRoute]) -> PrefixMap[OtherRoute]:
-    best: PrefixMap[OtherRoute] = PrefixMap()
-    for route in routes:
-        other = best.get(route.prefix)
-        if other is None or route.metric < other.metric:
-            best[route.prefix] = route
-    return best
 
 
 def _covers_any(prefix: Network, addresses: Collection[Address]) -> bool:

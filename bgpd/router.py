@@ -22,7 +22,7 @@ Invariants
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import inf
@@ -41,7 +41,7 @@ from bgpd.exports import (
     local_routes,
     own_aggregates,
 )
-from bgpd.fib import Wanted, desired_routes, kernel_route
+from bgpd.fib import Wanted, desired_routes, kernel_route, own_routes
 from bgpd.graceful_restart import Action, Actions, Restarts
 from bgpd.imports import ImportPolicy
 from bgpd.next_hops import Resolver
@@ -125,6 +125,9 @@ class Router:
         self._kept_out = PrefixSet.of(())
         self._priorities = (ROUTE_PRIORITY, ROUTE_PRIORITY)
         self._max_paths = DEFAULT_MAX_PATHS
+        self._gateways: dict[Address, Address] = {}
+        self._ignored: tuple[str, ...] = ()
+        self._own: Mapping[Network, Route] = {}
         self._kernel: dict[Network, Route] = {}
         self._kernel_changes: dict[Network, Route | None] | None = None
         self._warned: set[str] = set()
@@ -145,7 +148,11 @@ class Router:
 
     def on_underlay(self, routes: Iterable[OtherRoute]) -> None:
         """The routes by which next hops are reached are these."""
-        changed = self.resolver.replace(routes, self.rib.next_hops())
+        used = self.rib.next_hops() | set(self._gateways.values())
+        self._follow_reach(self.resolver.replace(routes, used))
+
+    def _follow_reach(self, changed: Collection[Address]) -> None:
+        """These next hops are reached differently."""
         if self._policy is not None:
             self._policy.hops.clear()
         if not changed:
@@ -257,6 +264,22 @@ class Router:
                 last = one
             prefixes.append(to_prefix(one.prefix))
         self.rib.receive(event.peer, groups, map(to_prefix, event.withdrawn))
+
+    def _follow_ways(self, peering: Peering) -> None:
+        """Interfaces that are not to be looked at, and peers that are behind a gateway."""
+        gateways = {
+            session.peer_address: session.reachable_by
+            for session in peering.sessions
+            if session.reachable_by is not None
+        }
+        if (peering.ignored_interfaces, gateways) == (self._ignored, self._gateways):
+            return
+        self._ignored, self._gateways = peering.ignored_interfaces, gateways
+        used = self.rib.next_hops() | set(gateways.values())
+        self._is_kernel_dirty = True
+        self._follow_reach(
+            self.resolver.restrict(ignored=self._ignored, gateways=gateways, used=used)
+        )
 
     def _name_peer(self, session: Session, up: SessionUp) -> None:
         """Know who sends what comes from this session, and who sent what it told already."""
@@ -401,8 +424,9 @@ class Router:
     def _picture_kernel(self) -> None:
         """All kernel routes anew."""
         self._is_kernel_dirty = False
+        self._own = own_routes(self.aggregates, self._gateways, self._priorities, self.resolver)
         self._kernel = desired_routes(
-            self.rib.loc_rib, self.aggregates, self._kept_out, self._priorities, self.resolver
+            self.rib.loc_rib, self._own, self._kept_out, self._priorities, self.resolver
         )
         self._kernel_changes = None
 
@@ -420,7 +444,7 @@ class Router:
                     gone.update(dict.fromkeys(prefixes))
                 else:
                     installed.update(dict.fromkeys(prefixes, route))
-        for prefix in self.aggregates:
+        for prefix in self._own:
             installed.pop(prefix, None)
             gone.pop(prefix, None)
         if self._kept_out.networks:
@@ -472,6 +496,7 @@ class Router:
             self._on_sessions(peering.sessions)
         new = sessions.keys() - self.sessions.keys()
         self.sessions = sessions
+        self._follow_ways(peering)
         for peer in self.restarts.expect(sessions.keys()):
             self._do(peer, (Action.DROP,))
         gone = self._peers.keys() | self._told.keys()

@@ -7,10 +7,12 @@ import pytest
 
 from bgpd.announcement import Announcement, PathAttributes, as_sequence
 from bgpd.fake_speaker import FakeSpeaker
+from bgpd.imports import IMPORT_ALL, IMPORT_ANNOTATION
 from bgpd.router import Router
 from bgpd.speaker import RoutesReceived, SessionUp, SpeakerConnected
 from cymric.datastore.syncer import Update
 from cymric.kernel.api import RouteKind
+from cymric.kernel.underlay import OtherRoute, Out
 from cymric.model.bgp_filter import BGPFilter, BGPFilterSpec
 from cymric.model.endpoints import WorkloadEndpoint
 from cymric.model.keys import AffinityKey
@@ -209,6 +211,38 @@ def test_a_filter_that_comes_and_changes() -> None:
     world.learn(rules(importV4=[accept], exportV4=[{"action": "Reject"}]))
     assert world.kernel == {OWN: "drop", FREE: TOR, "192.0.2.0/24": TOR}
     assert world.told(TOR) == set()
+
+
+def test_a_peer_behind_a_gateway_has_a_route_of_its_own() -> None:
+    """`reachableBy` is a route of ours to the peer, no peer overrides it, and it goes with it."""
+    gateway, prefix = "198.19.0.77", f"{TOR}/32"
+    plain = peer(TOR, 65001)
+    world = World(plain, configuration(annotations={IMPORT_ANNOTATION: IMPORT_ALL}))
+    behind = msgspec.structs.replace(
+        plain, spec=msgspec.structs.replace(plain.spec, reachable_by=gateway)
+    )
+    world.learn(behind)
+    assert world.kernel == {OWN: "drop", prefix: gateway}
+    world.up(OTHER, TOR)
+    world.hear(OTHER, prefix)
+    world.hear(TOR, FREE, as_path=as_sequence(65001))
+    assert world.kernel == {OWN: "drop", prefix: gateway, FREE: gateway}
+    world.learn(plain)
+    assert world.kernel == {OWN: "drop", prefix: OTHER, FREE: TOR}
+
+
+def test_a_gateway_out_of_reach() -> None:
+    """As long as the gateway cannot be reached, there is no route; as soon as it can, there is."""
+    plain = peer(TOR, 65001)
+    spec = msgspec.structs.replace(plain.spec, reachable_by="198.19.15.77")
+    world = World(msgspec.structs.replace(plain, spec=spec))
+    assert world.kernel == {OWN: "drop", f"{TOR}/32": "198.19.15.77"}, "nothing is known yet"
+    near = OtherRoute(parse_network("198.19.0.0/24"), (Out(None, "eth0", 2),))
+    far = OtherRoute(parse_network("198.19.15.0/24"), (Out(None, "eth1", 3),))
+    for routes, expected in (((near,), {}), ((near, far), {f"{TOR}/32": "198.19.15.77"})):
+        world.router.on_underlay(routes)
+        world.router.work()
+        assert world.kernel == {OWN: "drop", **expected}
 
 
 def test_services_stay_out_of_the_kernel() -> None:

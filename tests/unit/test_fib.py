@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from bgpd.announcement import PathAttributes
 from bgpd.decision import Choice, Path, Peer
-from bgpd.fib import Fib, Wanted, desired_routes
+from bgpd.fib import Fib, Wanted, desired_routes, own_routes
 from cymric.kernel.api import Route, RoutesApplied, blackhole, via
 from cymric.kernel.fake_routes import FakeRoutes, FakeRoutingTable
 from cymric.model.net import Network, parse_address, parse_network
@@ -28,7 +28,7 @@ def choice(prefix: Network) -> Choice:
 
 def test_desired_routes() -> None:
     """Every choice is a route through its next hop; own blocks drop, whatever a peer says."""
-    assert desired_routes({A: choice(A), OWN: choice(OWN)}, [OWN]) == {
+    assert desired_routes({A: choice(A), OWN: choice(OWN)}, own_routes([OWN], {})) == {
         A: via(OTHER, metric=1024),
         OWN: blackhole(metric=1024),
     }

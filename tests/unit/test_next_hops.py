@@ -140,3 +140,28 @@ def test_what_concerns_nobody() -> None:
     assert resolver.concerns(Change(device=NUMBERS["eth0"]))
     assert not resolver.concerns(Change(device=NUMBERS["cali1"]))
     assert resolver.concerns(ANYTHING)
+
+
+def test_ignored_interfaces_lead_nowhere() -> None:
+    """Routes out of interfaces that fit a pattern do not count; others, and other ways, do."""
+    near, far = map(parse_address, ("198.19.1.7", "203.0.113.9"))
+    resolver = Resolver((*LINKS, route("0.0.0.0/0", "198.19.0.254%eth0", "198.19.1.254%eth1")))
+    assert len(resolver.resolve(far).hops) == 2
+    changed = resolver.restrict(ignored=("tun*", "eth1"), gateways={}, used=(near, far))
+    assert changed == {near, far}
+    assert resolver.resolve(far).hops == (NextHop(parse_address("198.19.0.254")),)
+    assert resolver.resolve(near).hops == resolver.resolve(far).hops, "by the default route"
+    assert resolver.restrict(ignored=("tun*", "eth1"), gateways={}, used=(near, far)) == set()
+    assert resolver.replace((LINKS[1],), (near,)) == {near}
+    assert not resolver.resolve(near).hops
+    assert resolver.restrict(ignored=(), gateways={}, used=(near,)) == {near}
+
+
+def test_a_peer_behind_its_own_gateway() -> None:
+    """Its gateway comes before whatever route leads there, also where nothing else is known."""
+    peer, gateway = map(parse_address, ("198.19.0.9", "198.19.1.1"))
+    for resolver in (Resolver(LINKS), Resolver()):
+        assert resolver.resolve(peer).hops == (NextHop(peer),)
+        assert resolver.restrict(ignored=(), gateways={peer: gateway}, used=(peer,)) == {peer}
+        assert resolver.resolve(peer).hops == (NextHop(gateway),)
+    assert resolver.restrict(ignored=(), gateways={}, used=(peer,)) == {peer}
