@@ -16,6 +16,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import structlog
 
@@ -36,6 +37,7 @@ from cymric.runtime.daemon import run_daemon
 from cymric.runtime.health import Health
 from cymric.runtime.namesake import namesake
 from cymric.runtime.pacing import Kick
+from cymric.runtime.questions import serve_questions
 from cymric.runtime.settings import Settings
 from felix import metrics
 from felix.calc.config import FelixConfig
@@ -52,10 +54,14 @@ from felix.handoff import Handoff
 from felix.ipset.sets import IPSets
 from felix.iptables.backend import Backend, find, leftover_tables
 from felix.iptables.table import CheckIntervals, Table
+from felix.questions import Questions
+from felix.rescue import rescue
 from felix.rules.rule import TableContent
 from felix.rules.tables import TABLES
+from felix.trials import Trials
 
 SOCKET_NAME = "felix.sock"
+TRIAL_MARK = "policy-trial"
 IN_SYNC, APPLIED = "in sync with the datastore", "data plane applied"
 
 log = structlog.get_logger()
@@ -67,6 +73,11 @@ class Reporter:
     def __init__(self, log_level: str) -> None:
         self._before = Desired()
         self._log_level = log_level
+
+    @property
+    def latest(self) -> Desired:
+        """What was reported last."""
+        return self._before
 
     def report(self, desired: Desired) -> None:
         """Log what is new and set the metrics."""
@@ -123,12 +134,16 @@ class Source:
         kick: Kick,
         health: Health,
         clock: Callable[[], float] = time.monotonic,
+        *,
         log_level: str = "info",
+        trial_mark: Path = Path(os.devnull),
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._calculation = calculation
         self._kick = kick
         self._health = health
         self._reporter = Reporter(log_level)
+        self._trials = Trials(self._end_trial, trial_mark, wall_clock)
         self.stopwatch = Stopwatch(clock)
         self.in_sync = asyncio.Event()
 
@@ -159,8 +174,12 @@ class Source:
         for key, value in ((update.key, update.value) for update in updates):
             if isinstance(value, WorkloadEndpoint) and self._is_new(key, value):
                 self.stopwatch.heard(value, "datastore")
-            self._calculation.on_update(key, value)
+            self._calculation.on_update(key, self._trials.read(key, value))
         metrics.UPDATES.inc(len(updates))
+        self._kick()
+
+    def _end_trial(self, key: Key, before: object | None) -> None:
+        self._calculation.on_update(key, before)
         self._kick()
 
     def _is_new(self, key: Key, value: WorkloadEndpoint) -> bool:
@@ -174,9 +193,15 @@ class Source:
     def on_in_sync(self) -> None:
         """The whole picture has been seen."""
         metrics.RESYNC_STATE.set(3)
+        self._trials.in_sync()
         self._health.set_ready(IN_SYNC)
         self.in_sync.set()
         self._kick()
+
+    @property
+    def picture(self) -> Desired:
+        """The latest picture that was worked out."""
+        return self._reporter.latest
 
     def desired(self) -> Desired:
         """The latest picture; what is wrong in it is reported when it is first seen."""
@@ -192,7 +217,8 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
     kick = Kick()
     has_ipv6 = Sysctls().has_ipv6
     calculation = Calculation(settings.node_name, os.environ, has_ipv6=has_ipv6)
-    source = Source(calculation, kick, health, log_level=settings.log_level)
+    trial_mark = settings.state_dir / TRIAL_MARK
+    source = Source(calculation, kick, health, log_level=settings.log_level, trial_mark=trial_mark)
     prefixes = [resource_prefix(kind) for kind in KINDS]
     syncer = Syncer(store, prefixes, source.on_updates, source.on_in_sync)
     async with asyncio.TaskGroup() as tasks:
@@ -200,12 +226,20 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
         if settings.bears_calico_names:
             tasks.create_task(namesake("calico-felix"), name="namesake")
         tasks.create_task(Handoff(source).serve(settings.run_dir / SOCKET_NAME), name="handoff")
+        rescuing = tasks.create_task(
+            rescue(HostCommands(), trial_mark, settings.etcd_endpoints, time.time), name="rescue"
+        )
+        questions = Questions(lambda: source.picture, store, HostCommands())
+        answering = serve_questions(settings.felix_status_socket, questions.answer)
+        tasks.create_task(answering, name="questions")
         await source.in_sync.wait()
+        rescuing.cancel()
         while not (desired := source.desired()).is_ready:
             log.warning("datastore is locked (datastoreReady false), waiting")
             await kick.wait()
         commands = HostCommands()  # what is fed ends with us, for its pipe closes
         found = await find(commands, desired.config.iptables_backend)
+        questions.backend = found.backend
         log.info("iptables chosen", variant=found.backend.variant, reason=found.reason)
         for version in desired.config.ip_versions:
             await _clean_other_backend(found.backend.of(version), commands)

@@ -22,7 +22,18 @@ from typing import Any
 import click
 
 import cymric
-from cymric.cli import bgp, cni, datastore, ipam, node, output, resource, tor_config
+from cymric.cli import (
+    bgp,
+    cni,
+    datastore,
+    felix,
+    ipam,
+    node,
+    output,
+    policy,
+    resource,
+    tor_config,
+)
 from cymric.cli.kinds import UnknownKind
 from cymric.cli.manifest import BadManifest
 from cymric.cli.objects import ObjectError
@@ -100,6 +111,8 @@ for _command in (
     bgp.group,
     datastore.group,
     cni.group,
+    felix.group,
+    policy.group,
     tor_config.command,
 ):
     cli.add_command(_command)

@@ -80,7 +80,7 @@ def get(
         )
         session.run(lambda store: _show_all(store, wanted, inside, form, export=export))
         return
-    targets = _targets(kind, names, filename, namespace)
+    targets = targets_of(kind, names, filename, namespace)
     session.run(lambda store: _show(store, targets, form, export=export))
 
 
@@ -131,7 +131,7 @@ def delete(
     """Delete objects, by KIND and NAMES or as a file lists them."""
     if kind and not names and not filename:
         raise click.UsageError("name the objects to delete")
-    targets = _targets(kind, names, filename, namespace)
+    targets = targets_of(kind, names, filename, namespace)
     _refuse_read_only(targets, "deleted")
 
     async def remove(objects: Objects, target: Target) -> None:
@@ -151,7 +151,7 @@ def _write(
 ) -> None:
     if not filename:
         raise click.UsageError("give the file with -f")
-    targets = _targets(None, (), filename, namespace)
+    targets = targets_of(None, (), filename, namespace)
     _refuse_read_only(targets, done)
 
     async def one(objects: Objects, target: Target) -> None:
@@ -194,9 +194,10 @@ def _work(
     click.echo(f"Successfully {done} {session.run(all_of_them)} {what}")
 
 
-def _targets(
+def targets_of(
     kind: str | None, names: Sequence[str], filename: str | None, namespace: str
 ) -> list[Target]:
+    """What a command is about: a kind and names, or the objects of a file."""
     if filename:
         if kind:
             raise click.UsageError("give either KIND and names or a file, not both")

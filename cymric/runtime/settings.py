@@ -103,6 +103,11 @@ class Settings:
         return self.run_dir / "bgpd.sock"
 
     @property
+    def felix_status_socket(self) -> Path:
+        """Where `cymric felix` and `cymric policy` ask felix."""
+        return self.run_dir / "felix-status.sock"
+
+    @property
     def felix_mark(self) -> Path:
         """Where felix marks that its data plane is up since this boot."""
         return self.run_dir / "felix.ready"

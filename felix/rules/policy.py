@@ -8,11 +8,11 @@ that an endpoint names and nobody told of. Source: Calico 3.32, felix/rules/poli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from felix.calc.config import FelixConfig
-from felix.calc.policies import Policy, PolicyId, PolicyRule
+from felix.calc.policies import Policy, PolicyId, PolicyRule, Verdict
 from felix.calc.values import ProfileRules
 from felix.rules import policy_rule
 from felix.rules.marks import Marks
@@ -49,6 +49,18 @@ class _Source:
     rules: tuple[PolicyRule, ...] | None
     comment: str
     log: LogAction
+
+
+@dataclass(frozen=True, slots=True)
+class CountedChain:
+    """A chain, and for each rule of the policy which of its rules acts (None: none does)."""
+
+    policy: str
+    tier: str
+    direction: str
+    chain: Chain
+    rules: tuple[tuple[int | None, str], ...]
+    """Index in the chain, and what the rule does."""
 
 
 class RuleChains:
@@ -88,14 +100,31 @@ class RuleChains:
         """The chains of policies and profiles among these names, each once, in that order."""
         return [self._chain(name) for name in dict.fromkeys(targets) if name.startswith(_PREFIXES)]
 
+    def counted(self) -> Iterator[CountedChain]:
+        """Every policy's and profile's chains, with what each rule in them is of."""
+        for name, source in self._sources.items():
+            policy, _, direction = source.comment.rpartition(" ")
+            if source.rules:
+                yield CountedChain(
+                    policy=policy,
+                    tier=source.of.tier if isinstance(source.of, Policy) else "",
+                    direction=direction,
+                    chain=self._chain(name),
+                    rules=_acting(source.rules, self._how(source)),
+                )
+
     def _chain(self, name: str) -> Chain:
         if chain := self._chains.get(name):
             return chain
         source = self._sources.get(name)
         if source is None:
             return Chain(name, (Rule(action=self._denied),))
+        chain = self._chains[name] = _chain(name, source, self._how(source))
+        return chain
+
+    def _how(self, source: _Source) -> policy_rule.Rendering:
         config = self._config
-        how = policy_rule.Rendering(
+        return policy_rule.Rendering(
             self._marks,
             self._ip_version,
             source.log,
@@ -103,8 +132,6 @@ class RuleChains:
             log_limit=(config.log_rate_limit, config.log_rate_limit_burst),
             is_profile=isinstance(source.of, ProfileRules),
         )
-        chain = self._chains[name] = _chain(name, source, how)
-        return chain
 
     def _take_policy(self, one: Policy, before: Mapping[str, _Source]) -> None:
         kind = _KIND_BY_SHORT.get(one.id.kind, one.id.kind)
@@ -141,6 +168,21 @@ class RuleChains:
         if target == "nflog":
             return NFLog(f"{text[:MOST_NFLOG_PREFIX]}: ", int(group))
         return Log(f"{text[:MOST_LOG_PREFIX]}: ")
+
+
+def _acting(
+    rules: Iterable[PolicyRule], how: policy_rule.Rendering
+) -> tuple[tuple[int | None, str], ...]:
+    """Of each rule the index of the one that acts: the last, or the one before what it leads to."""
+    found: list[tuple[int | None, str]] = []
+    start = 0
+    for rule in rules:
+        made = policy_rule.rules(rule, how)
+        is_one = rule.action is Verdict.LOG or (how.is_profile and rule.action is Verdict.PASS)
+        last = start + len(made) - (1 if is_one else 2)
+        found.append((last if made else None, str(rule.action)))
+        start += len(made)
+    return tuple(found)
 
 
 def _chain(name: str, source: _Source, how: policy_rule.Rendering) -> Chain:
