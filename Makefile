@@ -1,7 +1,7 @@
 # The front door. `make help` says what there is.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help setup check format unit fv test lab down bench
+.PHONY: help setup check format unit fv test soak lab down bench
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,9 @@ fv: ## The tests in a whole lab (root)
 
 test: ## Everything (root): what CI runs
 	./tests/run
+
+soak: ## Policy on real packets and on rendered rules, for long, from a new seed (root)
+	CYMRIC_SOAK=1 HYPOTHESIS_PROFILE=thorough $(PYTHON) -m pytest -s tests/fv/test_felix_verdicts.py tests/unit/test_felix_journey.py
 
 lab: ## Build the lab and show it (root)
 	./labs/quickstart

@@ -26,7 +26,7 @@ from tests.support.felix_policy import Spec, Stored, hep, wep
 TCP, UDP, SCTP, ICMP, ICMPV6, OTHER = 6, 17, 132, 1, 58, 253
 EDGES = (1, 22, 52, 53, 54, 79, 80, 81, 1023, 1024, 4789, 8080, 8090, 8091, 65535)
 """Ports of packets: those of rules, their neighbours, a failsafe port, VXLAN's."""
-_RULE_PORTS = (53, 80, "1:53", "80:1023", "8080:8090", "1024:65535", 65535, 1)
+_RULE_PORTS = (53, 80, "1:53", "53:1023", "80:8090", "8080:8090", "1024:65535", 65535, 1)
 _MANY_PORTS: tuple[int | str, ...] = (*range(1, 80, 5), 80, "8080:8090", 1023)
 _NAMES = ("http", "dns", "none")
 _NETS = (
@@ -154,11 +154,11 @@ class _Maker:
     def _endpoints(self) -> Iterator[tuple[str, Spec]]:
         for pod in PODS:
             if self._is(0.95):
-                yield self._workload(pod.name, pod.namespace, NODE, pod.interface, pod.addresses)
+                yield self._workload(pod, NODE, pod.namespace)
         for name, (place, number) in REMOTE_PODS.items():
-            addresses = [str(place.of(version)[number]) for version in (4, 6)]
-            namespace = self._one(["prod", "test"])
-            yield self._workload(name, namespace, "node2", f"cali0{name}", addresses)
+            addresses = tuple(str(place.of(version)[number]) for version in (4, 6))
+            remote = Place(name, "pod", f"cali0{name}", addresses)
+            yield self._workload(remote, "node2", self._one(["prod", "test"]))
         if self._is(0.5):
             yield "HostEndpoint up0", self._host(NODE, "up0", UP0)
         if self._is(0.4):
@@ -168,20 +168,19 @@ class _Maker:
         if self._is(0.5):
             yield "HostEndpoint there", self._host("node2", "up0", ("198.19.0.1", "fd00:198::1"))
 
-    def _workload(
-        self, name: str, namespace: str, node: str, interface: str, addresses: Sequence[str]
-    ) -> tuple[str, Spec]:
+    def _workload(self, pod: Place, node: str, namespace: str) -> tuple[str, Spec]:
         spec = wep(
-            name,
+            pod.name,
             node=node,
-            ipNetworks=[f"{one}/{128 if ':' in one else 32}" for one in addresses],
-            interfaceName=interface,
+            ipNetworks=[f"{one}/{128 if ':' in one else 32}" for one in pod.addresses],
+            interfaceName=pod.interface,
+            mac=pod.mac,
             profiles=self._profiles(),
             labels=self._labels("tier", "pcns.env"),
-            serviceAccountName=self._one(["", "sa1", "sa2"]),
+            serviceAccountName=self._one(["", "sa1", "sa1", "sa2"]),
             ports=self._ports(),
         )
-        return f"WorkloadEndpoint {namespace}/{node}-k8s-{name}-eth0", spec
+        return f"WorkloadEndpoint {namespace}/{node}-k8s-{pod.name}-eth0", spec
 
     def _host(self, node: str, interface: str, addresses: Sequence[str]) -> Spec:
         return hep(
@@ -240,7 +239,7 @@ class _Maker:
 
     def _rule(self) -> Spec:
         protocol = self._one(
-            [*[None] * 8, *["TCP"] * 4, "UDP", "UDP", 6, 17, "ICMP", "ICMPv6", "SCTP", OTHER]
+            [*[None] * 7, *["TCP"] * 4, "UDP", "UDP", 6, 17, *["ICMP", "ICMPv6"] * 2, "SCTP", OTHER]
         )
         has_ports = protocol in ("TCP", "UDP", 6, 17, "SCTP")
         family = {"ICMP": 4, "ICMPv6": 6}.get(str(protocol))
@@ -274,13 +273,13 @@ class _Maker:
             "selector": (0.3, lambda: self._one(_PLAIN)),
             "notSelector": (0.12, lambda: self._one(_PLAIN)),
             "namespaceSelector": (0.12, lambda: self._one(_PARENT)),
-            "ports": (0.5 if has_ports else 0.05, lambda: self._port_list(ports, has_ports)),
+            "ports": (0.6 if has_ports else 0.05, lambda: self._port_list(ports, has_ports)),
             "notPorts": (0.15 if has_ports else 0.04, lambda: self._port_list(ports, has_ports)),
             "serviceAccounts": (
-                0.06,
+                0.1,
                 lambda: {
-                    "names": self._some(["sa1", "sa2"], 1, 0),
-                    "selector": self._one(_PARENT) if self._is(0.5) else "",
+                    "names": self._some(["sa1", "sa2"], 2, 0),
+                    "selector": self._one(_PARENT) if self._is(0.4) else "",
                 },
             ),
             "services": (0.02, lambda: {"name": "s", "namespace": "prod"}),
@@ -301,7 +300,7 @@ def _question(chance: Random) -> Question | None:
     ours, theirs = source.of(version), destination.of(version)
     if not ours or not theirs:
         return None
-    protocol = chance.choice([TCP, TCP, TCP, UDP, UDP, SCTP, ICMP, OTHER])
+    protocol = chance.choice([TCP, TCP, TCP, UDP, UDP, SCTP, ICMP, ICMP, OTHER])
     if protocol == ICMP and version == 6:
         protocol = ICMPV6
     has_ports, is_icmp = protocol in (TCP, UDP, SCTP), protocol in (ICMP, ICMPV6)

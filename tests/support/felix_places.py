@@ -29,6 +29,8 @@ class Place:
     addresses: tuple[str, ...]
     namespace: str = ""
     """Of the pod's endpoint."""
+    mac: str = ""
+    """The pod's."""
 
     def of(self, ip_version: int) -> tuple[Address, ...]:
         """Its addresses of one family."""
@@ -37,10 +39,10 @@ class Place:
 
 
 PODS = (
-    Place("a", "pod", "cali0a", ("198.19.16.2", "fd00:198:16::2"), "prod"),
-    Place("b", "pod", "cali0b", ("198.19.16.3", "fd00:198:16::3"), "prod"),
-    Place("c", "pod", "cali0c", ("198.19.16.4",), "test"),
-    Place("d", "pod", "cali0d", ("198.19.16.5", "fd00:198:16::5"), "test"),
+    Place("a", "pod", "cali0a", ("198.19.16.2", "fd00:198:16::2"), "prod", "02:00:00:00:10:00"),
+    Place("b", "pod", "cali0b", ("198.19.16.3", "fd00:198:16::3"), "prod", "02:00:00:00:10:01"),
+    Place("c", "pod", "cali0c", ("198.19.16.4",), "test", "02:00:00:00:10:02"),
+    Place("d", "pod", "cali0d", ("198.19.16.5", "fd00:198:16::5"), "test", "02:00:00:00:10:03"),
 )
 UP0, UP1 = ("198.19.0.2", "fd00:198::2"), ("198.19.1.2", "fd00:198:1::2")
 HOST = Place("host", "host", "", (*UP0, *UP1))

@@ -11,19 +11,35 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
+from cymric.model.keys import ResourceKey
 from cymric.model.net import Address
-from felix.calc.journey import Way
+from felix.calc.journey import Node, Way
 from felix.calc.state import Calculation
 from felix.calc.values import Desired
 from felix.calc.verdict import Packet
 from felix.dataplane import pools
 from felix.rules.tables import contents
 from tests.support import rule_interpreter
+from tests.support.felix_places import INTERFACES
 from tests.support.felix_policy import NODE, Stored, update
 from tests.support.rule_interpreter import Interpreter, as_text
 
 _HOOKS_IN = (("raw", "PREROUTING"), ("mangle", "PREROUTING"))
 _HOOKS_OUT = (("mangle", "POSTROUTING"),)
+
+ENVIRONMENT = {"FELIX_DEFAULTENDPOINTTOHOSTACTION": "RETURN"}
+"""Parameters of nodes in these tests: what pods may send to their node is not dropped anyway."""
+
+
+def node_of(stored: Stored) -> Node:
+    """The node as the evaluator reads it."""
+    objects: dict[ResourceKey, object] = {}
+    for name, spec in stored.items():
+        key, value = update(name, spec)
+        assert isinstance(key, ResourceKey)
+        objects[key] = value
+    config = Calculation(NODE, ENVIRONMENT).desired().config
+    return Node(NODE, objects, config, INTERFACES)
 
 
 class RenderedNode:

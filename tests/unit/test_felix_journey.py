@@ -9,11 +9,10 @@ import msgspec
 import pytest
 from hypothesis import Phase, given, settings
 
-from cymric.model.keys import ResourceKey
 from cymric.model.net import parse_address
 from cymric.model.resources import DEFAULT_ALLOW_PROFILE
 from cymric.model.rules import parse_action
-from felix.calc.journey import Node, judge
+from felix.calc.journey import judge
 from felix.calc.verdict import Decision, Packet, Trail
 from tests.support.felix_generate import (
     FIELDS,
@@ -26,23 +25,11 @@ from tests.support.felix_generate import (
     shrunk,
 )
 from tests.support.felix_places import EAST, HOST, INTERFACES, NODE, PODS, UP0, WEST, Place
-from tests.support.felix_policy import Spec, Stored, hep, update, wep
-from tests.support.felix_walk import RenderedNode
+from tests.support.felix_policy import Spec, Stored, hep, wep
+from tests.support.felix_walk import ENVIRONMENT, RenderedNode, node_of
 
-ENVIRONMENT = {"FELIX_DEFAULTENDPOINTTOHOSTACTION": "RETURN"}
 PACKETS = 30
 """About each cluster."""
-
-
-def node_of(stored: Stored) -> Node:
-    """As the evaluator reads it."""
-    objects: dict[ResourceKey, object] = {}
-    for name, spec in stored.items():
-        key, value = update(name, spec)
-        assert isinstance(key, ResourceKey)
-        objects[key] = value
-    rendered = RenderedNode({}, INTERFACES, **ENVIRONMENT)
-    return Node(NODE, objects, rendered.desired.config, INTERFACES)
 
 
 def disagreements(stored: Stored, asked: list[Question]) -> Iterator[str]:
