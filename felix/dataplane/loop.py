@@ -131,6 +131,7 @@ class Dataplane:
         self._applied: Desired | None = None
         self._settled: Desired | None = None
         """What rules and sets in the kernel are of; None after a failure: a mixture."""
+        self._sets = pools.Sets()
         self._contents = {version: TableContents(version) for version in drivers.tables}
         self._is_forwarding_ipv6 = False
         self._backoff = Backoff(first_s=0.1, most_s=5.0)
@@ -266,6 +267,12 @@ class Dataplane:
         drivers, is_first = self._drivers, self._applied is None
         if desired is not self._applied or self._is_host_changed:
             self._want(desired)
+        elif self._settled is desired and not any(table.is_pending for table in drivers.all_tables):
+            # Nearly all that happens in a large cluster is no news to this node.
+            is_done = await self._lead_to_pods(tasks)
+            await drivers.ipsets.delete_unwanted()
+            drivers.endpoints.report()
+            return is_done
         # Order matters: the kernel refuses a rule naming a missing set, and to destroy a used one.
         before, self._settled = self._settled, None
         changes = await drivers.ipsets.create()
@@ -307,7 +314,7 @@ class Dataplane:
         is_other = applied is None or pools.ingredients(desired) != pools.ingredients(applied)
         if is_other or self._is_host_changed:
             self._is_host_changed = False
-            drivers.ipsets.want(pools.sets(desired, drivers.addresses()))
+            drivers.ipsets.want(self._sets.sets(desired, drivers.addresses()))
         if applied is None or desired.endpoints is not applied.endpoints:
             drivers.endpoints.want(desired)
         if 6 in drivers.tables and not self._is_forwarding_ipv6 and _uses_ipv6(desired):

@@ -15,6 +15,7 @@ from enum import Enum, auto
 from felix.calc.policies import EntityMatch, PolicyRule, Verdict
 from felix.calc.values import Desired, Endpoint
 from felix.ipset.sets import SetChange
+from felix.rules.policy import PREFIXES as RULES
 from felix.rules.rule import Chain, Match, Rule, TableContent
 
 
@@ -159,9 +160,10 @@ def _both(one: _Sign, other: _Sign) -> _Sign:
 
 
 def with_other_sets(content: TableContent, new_by_old: Mapping[str, str]) -> TableContent:
-    """The same table with other names of sets; chains that name none of them stay the same."""
+    """The same table with other names of policies' sets; other chains stay the same."""
     chains = {
-        name: _chain_with_other_sets(chain, new_by_old) for name, chain in content.chains.items()
+        name: _chain_with_other_sets(chain, new_by_old) if name.startswith(RULES) else chain
+        for name, chain in content.chains.items()
     }
     if all(chains[name] is chain for name, chain in content.chains.items()):
         return content
@@ -180,6 +182,8 @@ def _rule_with_other_sets(rule: Rule, new_by_old: Mapping[str, str]) -> Rule:
 
 
 def _renamed(fragment: str, new_by_old: Mapping[str, str]) -> str:
+    if "--match-set" not in fragment:
+        return fragment
     start, option, rest = fragment.partition(" --match-set ")
     name, _, directions = rest.partition(" ")
     if not option or name not in new_by_old:

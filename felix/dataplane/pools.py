@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from cymric.model.net import Address, Network, host_network
 from felix.calc.values import Desired
+from felix.calc.values import IPSet as CalculatedSet
 from felix.ipset.sets import IPSet, texts
 from felix.rules.names import ALL_HOSTS, DSCP_SOURCES, MASQUERADE_POOLS, NETWORK_POOLS, THIS_HOST
 
@@ -19,6 +20,43 @@ AddressesByInterface = Mapping[str, frozenset[Address]]
 
 def sets(desired: Desired, addresses: AddressesByInterface) -> tuple[IPSet, ...]:
     """All sets that a node needs; `addresses` are those of all its interfaces."""
+    return Sets().sets(desired, addresses)
+
+
+class _PolicySets:
+    """The sets of policies by family; those of which nothing changed stay the same objects."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, int], tuple[CalculatedSet, IPSet]] = {}
+
+    def sets(self, desired: Desired) -> list[IPSet]:
+        """All of them, of all families in use."""
+        before, self._made = self._made, {}
+        found = []
+        for version in desired.config.ip_versions:
+            for set_id, one in desired.ip_sets.items():
+                made = before.get((set_id, version))
+                if made is None or made[0] is not one:
+                    kind, members = str(one.kind), one.members(version)
+                    made = (one, IPSet(set_id, members, kind, version, is_policy=True))
+                self._made[set_id, version] = made
+                found.append(made[1])
+        return found
+
+
+class Sets:
+    """All sets of one node, again and again; see `sets`."""
+
+    def __init__(self) -> None:
+        self._policy = _PolicySets()
+
+    def sets(self, desired: Desired, addresses: AddressesByInterface) -> tuple[IPSet, ...]:
+        """All sets that a node needs; `addresses` are those of all its interfaces."""
+        return (*_fixed(desired, addresses), *self._policy.sets(desired))
+
+
+def _fixed(desired: Desired, addresses: AddressesByInterface) -> tuple[IPSet, ...]:
+    """Those that rules of every node name, and those of endpoints with special wishes."""
     own = frozenset(
         host_network(address)
         for name, found in addresses.items()
@@ -52,12 +90,7 @@ def sets(desired: Desired, addresses: AddressesByInterface) -> tuple[IPSet, ...]
         for version in desired.config.ip_versions
         if any(member.version == version for member in marked)
     )
-    policy = (
-        IPSet(one.id, one.members(version), str(one.kind), version, is_policy=True)
-        for version in desired.config.ip_versions
-        for one in desired.ip_sets.values()
-    )
-    return (*fixed, *special, *policy)
+    return (*fixed, *special)
 
 
 def _dscp_sources(desired: Desired) -> tuple[Network, ...]:

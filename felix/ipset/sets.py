@@ -14,7 +14,7 @@ reads everything anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import structlog
@@ -43,11 +43,11 @@ class IPSet:
     ip_version: int = 4
     is_policy: bool = False
     """Whether verdicts depend on it."""
+    name: str = field(init=False, compare=False)
+    """The kernel's name."""
 
-    @property
-    def name(self) -> str:
-        """The kernel's name."""
-        return set_name(self.id, self.ip_version)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", set_name(self.id, self.ip_version))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +113,9 @@ def plan(
     """
     lines: list[str] = []
     names = _temporary_names(actual)
-    for name in sorted(wanted):
+    differing = [name for name, want in wanted.items() if not _is_as(actual.get(name), want)]
+    for name in sorted(differing):
         want, have = wanted[name], actual.get(name)
-        if have == want:
-            continue
         if have is None:
             lines += _create(name, want)
             continue
@@ -132,6 +131,11 @@ def plan(
         lines += _create(temporary, want)
         lines += [f"swap {temporary} {name}", f"destroy {temporary}"]
     return lines
+
+
+def _is_as(have: SavedSet | None, want: SavedSet) -> bool:
+    """Whether a set is as wanted; asked of thousands, nearly all of which are the same object."""
+    return have is want or have == want
 
 
 def _temporary_names(actual: Collection[str]) -> Mapping[int, Iterator[str]]:
@@ -169,21 +173,26 @@ class IPSets:
         self._clock = clock
         self._refresh_s = refresh_s
         self._max_size = max_size
+        self._stated: dict[str, IPSet] = {}
         self._wanted: dict[str, SavedSet] = {}
         self._policy_ids: dict[str, str] = {}
         self._actual: dict[str, SavedSet] | None = None
         self._read_at_s = clock()
 
     def want(self, sets: Iterable[IPSet]) -> None:
-        """State all wanted sets. Members that are the same object are not compared one by one."""
-        found = tuple(sets)
-        self._wanted = {
-            one.name: SavedSet(one.type, self._max_size, one.members, one.ip_version)
-            for one in found
-        }
+        """State all wanted sets. What is the same object as before costs next to nothing."""
+        before, self._stated = self._stated, {one.name: one for one in sets}
+        known, self._wanted = self._wanted, {}
+        for name, one in self._stated.items():
+            self._wanted[name] = (
+                known[name]
+                if before.get(name) is one
+                else SavedSet(one.type, self._max_size, one.members, one.ip_version)
+            )
+        found = self._stated.values()
         self._policy_ids = {one.name: one.id for one in found if one.is_policy}
         for version in (4, 6):
-            number = sum(one.ip_version == version for one in found)
+            number = [one.ip_version for one in found].count(version)
             metrics.SETS.labels(str(version)).set(number)
 
     @property
@@ -210,7 +219,7 @@ class IPSets:
                 actual[name].members - self._wanted[name].members,
             )
             for name, set_id in self._policy_ids.items()
-            if name in actual and actual[name] != self._wanted[name]
+            if name in actual and not _is_as(actual[name], self._wanted[name])
         )
 
     async def copy(self, names: Iterable[str]) -> Mapping[str, str]:
@@ -248,9 +257,10 @@ class IPSets:
         """Remove our sets that nothing wants; one that a rule still uses is left for later."""
         if self._actual is None:
             return
-        for name in self._actual.keys() - self._wanted.keys():
-            if not name.startswith(_OURS):
-                continue
+        names = [
+            name for name in self._actual.keys() - self._wanted.keys() if name.startswith(_OURS)
+        ]
+        for name in sorted(names):
             try:
                 await self._restore([f"destroy {name}"])
             except CommandFailed as error:
@@ -268,18 +278,21 @@ class IPSets:
         return was_repaired
 
     async def _read(self) -> dict[str, SavedSet]:
-        done = await self._run(SAVE, "")
+        metrics.SET_CALLS.inc()
+        try:
+            done = (await self._commands.run(SAVE)).checked()
+        except CommandFailed:
+            metrics.SET_ERRORS.inc()
+            raise
         self._read_at_s = self._clock()
-        return parse(done)
+        return parse(done.stdout)
 
     async def _restore(self, lines: list[str]) -> None:
         metrics.SET_LINES.inc(len(lines))
-        await self._run(RESTORE, "\n".join((*lines, "")))
-
-    async def _run(self, argv: tuple[str, ...], stdin: str) -> str:
         metrics.SET_CALLS.inc()
         try:
-            return (await self._commands.run(argv, stdin=stdin)).checked().stdout
+            # One process is kept and fed: starting it takes longer than the work.
+            await self._commands.feed(RESTORE, "\n".join((*lines, "COMMIT", "")))
         except CommandFailed:
             metrics.SET_ERRORS.inc()
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from felix.calc.config import FelixConfig
 from felix.calc.policies import Policy, PolicyId, PolicyRule, Verdict
@@ -34,7 +35,8 @@ _KIND_BY_SHORT = {
     "sgnp": "StagedGlobalNetworkPolicy",
     "sknp": "StagedKubernetesNetworkPolicy",
 }
-_PREFIXES = (POLICY_INBOUND, POLICY_OUTBOUND, PROFILE_INBOUND, PROFILE_OUTBOUND)
+PREFIXES = (POLICY_INBOUND, POLICY_OUTBOUND, PROFILE_INBOUND, PROFILE_OUTBOUND)
+"""How the names of the chains made here begin; no others name sets of policies."""
 MOST_LOG_PREFIX = 27
 """The kernel takes 29 characters; a colon and a blank end ours."""
 MOST_NFLOG_PREFIX = 61
@@ -63,6 +65,10 @@ class CountedChain:
     """Index in the chain, and what the rule does."""
 
 
+_Sources = Iterable[tuple[str, _Source]]
+"""By the names of their chains."""
+
+
 class RuleChains:
     """The chains of all policies and profiles of one family, rendered when first asked for."""
 
@@ -84,21 +90,21 @@ class RuleChains:
         """State what there is; who is the same object as before keeps its chains."""
         if policies is self._policies and profiles is self._profiles:
             return
+        gone, new = _difference(self._profiles or {}, profiles)
+        for profile in gone:
+            self._drop(self._of_profile(profile))
+        gone_policies, new_policies = _difference(self._policies or {}, policies)
+        for one in gone_policies:
+            self._drop(self._of_policy(one))
+        for profile in new:
+            self._keep(self._of_profile(profile))
+        for one in new_policies:
+            self._keep(self._of_policy(one))
         self._policies, self._profiles = policies, profiles
-        before, self._sources = self._sources, {}
-        for profile in profiles.values():
-            self._take_profile(profile, before)
-        for one in policies.values():
-            self._take_policy(one, before)
-        self._chains = {
-            name: chain
-            for name, chain in self._chains.items()
-            if name in self._sources and self._sources[name] is before.get(name)
-        }
 
     def needed(self, targets: Iterable[str]) -> list[Chain]:
         """The chains of policies and profiles among these names, each once, in that order."""
-        return [self._chain(name) for name in dict.fromkeys(targets) if name.startswith(_PREFIXES)]
+        return [self._chain(name) for name in dict.fromkeys(targets) if name.startswith(PREFIXES)]
 
     def counted(self) -> Iterator[CountedChain]:
         """Every policy's and profile's chains, with what each rule in them is of."""
@@ -133,7 +139,7 @@ class RuleChains:
             is_profile=isinstance(source.of, ProfileRules),
         )
 
-    def _take_policy(self, one: Policy, before: Mapping[str, _Source]) -> None:
+    def _of_policy(self, one: Policy) -> _Sources:
         kind = _KIND_BY_SHORT.get(one.id.kind, one.id.kind)
         place = f"{one.id.namespace}/{one.id.name}" if one.id.namespace else one.id.name
         logged = self._log(kind, one.tier, one.id.name, place)
@@ -142,21 +148,30 @@ class RuleChains:
             (POLICY_OUTBOUND, "egress", one.outbound),
         ):
             name = limited(start, str(one.id))
-            self._keep(name, _Source(one, rules, f"{kind} {place} {word}", logged), before)
+            yield name, _Source(one, rules, f"{kind} {place} {word}", logged)
 
-    def _take_profile(self, one: ProfileRules, before: Mapping[str, _Source]) -> None:
+    def _of_profile(self, one: ProfileRules) -> _Sources:
         logged = self._log("Profile", "", one.name, one.name)
         for start, word, rules in (
             (PROFILE_INBOUND, "ingress", one.inbound),
             (PROFILE_OUTBOUND, "egress", one.outbound),
         ):
-            comment = f"Profile {one.name} {word}"
-            self._keep(limited(start, one.name), _Source(one, rules, comment, logged), before)
+            yield (
+                limited(start, one.name),
+                _Source(one, rules, f"Profile {one.name} {word}", logged),
+            )
 
-    def _keep(self, name: str, source: _Source, before: Mapping[str, _Source]) -> None:
-        known = before.get(name)
-        is_same = known is not None and (known.of is source.of or known == source)
-        self._sources[name] = known if known is not None and is_same else source
+    def _keep(self, sources: _Sources) -> None:
+        for name, source in sources:
+            known = self._sources.get(name)
+            if known != source:
+                self._sources[name] = source
+                self._chains.pop(name, None)
+
+    def _drop(self, sources: _Sources) -> None:
+        for name, _ in sources:
+            self._sources.pop(name, None)
+            self._chains.pop(name, None)
 
     def _log(self, kind: str, tier: str, name: str, place: str) -> LogAction:
         text = self._config.log_prefix
@@ -168,6 +183,18 @@ class RuleChains:
         if target == "nflog":
             return NFLog(f"{text[:MOST_NFLOG_PREFIX]}: ", int(group))
         return Log(f"{text[:MOST_LOG_PREFIX]}: ")
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _difference(before: Mapping[K, V], after: Mapping[K, V]) -> tuple[list[V], list[V]]:
+    """What is gone, and what is another object than before; asked by identity, for speed."""
+    if before is after:
+        return [], []
+    gone = [one for key, one in before.items() if key not in after]
+    return gone, [one for key, one in after.items() if before.get(key) is not one]
 
 
 def _acting(

@@ -140,13 +140,16 @@ class FakeIpset:
                 lines += [f"add {name} {member}" for member in sorted(members)]
             return Finished(tuple(argv), 0, "\n".join(lines), "")
         for line in stdin.splitlines():
-            self.lines.append(line)
+            if line != "COMMIT":
+                self.lines.append(line)
             if problem := self._line(line.split()):
                 return Finished(tuple(argv), 1, "", f"ipset: {problem}")
         return Finished(tuple(argv), 0, "", "")
 
     def _line(self, words: Sequence[str]) -> str:
         match words:
+            case ["COMMIT"]:
+                return ""
             case ["create", name, kind, "family", "inet" | "inet6", "maxelem", size]:
                 if name in self.sets:
                     return "set with the same name already exists"
