@@ -54,10 +54,12 @@ from felix.handoff import Handoff
 from felix.ipset.sets import IPSets
 from felix.iptables.backend import Backend, find, leftover_tables
 from felix.iptables.table import CheckIntervals, Table
+from felix.knowledge import HEARD, Knowledge
 from felix.questions import Questions
 from felix.rescue import rescue
 from felix.rules.rule import TableContent
 from felix.rules.tables import TABLES
+from felix.status_reports import Statuses, StatusReports, host_statuses, statuses
 from felix.trials import Trials
 
 SOCKET_NAME = "felix.sock"
@@ -96,6 +98,11 @@ class Reporter:
             )
         metrics.UNENFORCED.set(len(desired.unenforced))
         metrics.PROBLEMS.set(len(desired.problems))
+        metrics.LOCAL_POLICIES.set(len(desired.policies))
+        metrics.LOCAL_SELECTORS.set(len(desired.ip_sets))
+        counts = desired.count_by_kind
+        policies = (counts.get(kind, 0) for kind in ("NetworkPolicy", "GlobalNetworkPolicy"))
+        metrics.CLUSTER_POLICIES.set(sum(policies))
         for kind, gauge in metrics.CLUSTER_COUNTS.items():
             gauge.set(desired.count_by_kind.get(kind, 0))
 
@@ -138,7 +145,9 @@ class Source:
         log_level: str = "info",
         trial_mark: Path = Path(os.devnull),
         wall_clock: Callable[[], float] = time.time,
+        on_heard: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_heard = on_heard
         self._calculation = calculation
         self._kick = kick
         self._health = health
@@ -176,6 +185,7 @@ class Source:
                 self.stopwatch.heard(value, "datastore")
             self._calculation.on_update(key, self._trials.read(key, value))
         metrics.UPDATES.inc(len(updates))
+        self._on_heard()
         self._kick()
 
     def _end_trial(self, key: Key, before: object | None) -> None:
@@ -205,24 +215,38 @@ class Source:
 
     def desired(self) -> Desired:
         """The latest picture; what is wrong in it is reported when it is first seen."""
-        desired = self._calculation.desired()
+        with metrics.CALCULATION_TIME.time():
+            desired = self._calculation.desired()
+        metrics.EVALUATIONS.set(self._calculation.evaluations)
+        metrics.TRIALS.set(len(self._trials.keys))
         self._reporter.report(desired)
         return desired
 
 
 async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
     """Run felix on `store` until cancelled."""
-    health.expect(IN_SYNC, APPLIED)
+    started_s = time.monotonic()
+    health.expect(IN_SYNC, APPLIED, HEARD)
     metrics.RESYNC_STATE.set(1)
     kick = Kick()
     has_ipv6 = Sysctls().has_ipv6
     calculation = Calculation(settings.node_name, os.environ, has_ipv6=has_ipv6)
     trial_mark = settings.state_dir / TRIAL_MARK
-    source = Source(calculation, kick, health, log_level=settings.log_level, trial_mark=trial_mark)
+    knowledge = Knowledge(health, settings.felix_stale_after_s, time.monotonic)
+    metrics.KNOWLEDGE_AGE.set_function(lambda: knowledge.age_s)
+    source = Source(
+        calculation,
+        kick,
+        health,
+        log_level=settings.log_level,
+        trial_mark=trial_mark,
+        on_heard=knowledge.heard,
+    )
     prefixes = [resource_prefix(kind) for kind in KINDS]
     syncer = Syncer(store, prefixes, source.on_updates, source.on_in_sync)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(syncer.run(), name="syncer")
+        tasks.create_task(knowledge.ask(store), name="knowledge")
         if settings.bears_calico_names:
             tasks.create_task(namesake("calico-felix"), name="namesake")
         tasks.create_task(Handoff(source).serve(settings.run_dir / SOCKET_NAME), name="handoff")
@@ -245,12 +269,20 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
             await _clean_other_backend(found.backend.of(version), commands)
 
         def on_applied() -> None:
+            metrics.FIRST_APPLIED.set(time.monotonic() - started_s)
             health.set_ready(APPLIED)
             write_mark(settings.felix_mark)  # bgpd waits for it before it announces routes
 
         drivers = build_drivers(
             desired.config, found.backend, settings, commands, source.stopwatch.up
         )
+        reports = StatusReports(
+            store,
+            settings.node_name,
+            lambda: source.picture.config,
+            lambda: _statuses(drivers, source.picture, settings.node_name),
+        )
+        tasks.create_task(reports.run(), name="status reports")
         await Dataplane(
             drivers,
             source.desired,
@@ -259,6 +291,18 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
             on_applied=on_applied,
             on_host_interfaces=calculation.on_host_interfaces,
         ).run()
+
+
+def _statuses(drivers: Drivers, desired: Desired, node: str) -> Statuses:
+    """What the datastore should say of this node's endpoints now."""
+
+    def is_running(interface: str) -> bool:
+        link = drivers.interfaces.get(interface)
+        return link is not None and link.is_running
+
+    hosts = host_statuses(desired.host_names, desired.host_endpoints, is_running)
+    endpoints = {one.id: drivers.endpoints.is_complete(one) for one in desired.endpoints}
+    return statuses(desired.config, node, endpoints, hosts)
 
 
 def build_drivers(

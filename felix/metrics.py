@@ -50,8 +50,21 @@ CLUSTER_COUNTS = {
     "WorkloadEndpoint": Gauge("felix_cluster_num_workload_endpoints", "In the whole cluster."),
     "HostEndpoint": Gauge("felix_cluster_num_host_endpoints", "In the whole cluster."),
     "Node": Gauge("felix_cluster_num_hosts", "In the whole cluster."),
+    "Tier": Gauge("felix_cluster_num_tiers", "In the whole cluster."),
     "Profile": Gauge("felix_cluster_num_profiles", "In the whole cluster."),
 }
+KNOWLEDGE_AGE = Gauge("cymric_felix_knowledge_age_seconds", "Since the datastore was last heard.")
+LOCAL_POLICIES = Gauge("felix_active_local_policies", "Policies that act on this node.")
+LOCAL_SELECTORS = Gauge("felix_active_local_selectors", "Sets that rules of this node name.")
+CLUSTER_POLICIES = Gauge("felix_cluster_num_policies", "In the whole cluster.")
+EVALUATIONS = growing("felix_label_index_selector_evals", "Selectors tried on labels.")
+CALCULATION_TIME = Summary(
+    "felix_calc_graph_update_time_seconds", "How long it takes to work out the desired state."
+)
+FIRST_APPLIED = Gauge(
+    "felix_int_dataplane_initial_resync_time_seconds", "From the start to the first application."
+)
+TRIALS = Gauge("cymric_felix_trials", "Objects that are undone soon unless confirmed.")
 UNENFORCED = Gauge(
     "cymric_felix_unenforced_policies",
     "Network policies and host endpoints that exist and are not enforced.",

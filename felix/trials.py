@@ -11,7 +11,7 @@ process that starts and cannot hear the datastore (felix/rescue.py). See docs/de
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import structlog
 from cymric.model import codec, trial
 from cymric.model.keys import Key, ResourceKey
 from cymric.model.resources import Resource
+from cymric.model.strictest import Damaged
 
 log = structlog.get_logger()
 
@@ -37,12 +38,10 @@ class _Running:
 
 def in_force(key: Key, value: object | None, now: float) -> object | None:
     """What counts now when this is stored."""
-    if not (
-        isinstance(key, ResourceKey) and key.kind in trial.KINDS and isinstance(value, Resource)
-    ):
+    if not isinstance(key, ResourceKey) or key.kind not in trial.KINDS:
         return value
     try:
-        found = trial.of(value.annotations)
+        found = trial.of(_annotations(value))
     except ValueError:
         return value
     return value if found is None or now < found.ends_at else _before(key, found, value)
@@ -72,7 +71,7 @@ class Trials:
             return value
         if running := self._running.pop(key, None):
             running.timer.cancel()
-        found = self._judge(key, value) if isinstance(value, Resource) else value
+        found = self._judge(key, value)
         if running or key in self._running:
             self._write_mark()
         return found
@@ -81,9 +80,9 @@ class Trials:
         """All that is stored was read: what the file says of earlier times is over."""
         self._write_mark()
 
-    def _judge(self, key: ResourceKey, value: Resource) -> object | None:
+    def _judge(self, key: ResourceKey, value: object | None) -> object | None:
         try:
-            found = trial.of(value.annotations)
+            found = trial.of(_annotations(value))
         except ValueError as error:
             log.warning(
                 "trial without end: what was before is lost", key=str(key), error=str(error)
@@ -100,7 +99,7 @@ class Trials:
         self._running[key] = _Running(self._clock() + left_s, timer)
         return value
 
-    def _end(self, key: ResourceKey, found: trial.Trial, value: Resource) -> None:
+    def _end(self, key: ResourceKey, found: trial.Trial, value: object | None) -> None:
         self._running.pop(key, None)
         log.warning("not confirmed in time, undone", key=str(key))
         self._update(key, _before(key, found, value))
@@ -120,7 +119,13 @@ class Trials:
             log.warning("cannot note the trial for a later process", error=str(error))
 
 
-def _before(key: ResourceKey, found: trial.Trial, value: Resource) -> object | None:
+def _annotations(value: object | None) -> Mapping[str, str]:
+    """Those of an object; what can only be read in the strictest way has them as well."""
+    resource = value.stand_in if isinstance(value, Damaged) else value
+    return resource.annotations if isinstance(resource, Resource) else {}
+
+
+def _before(key: ResourceKey, found: trial.Trial, value: object | None) -> object | None:
     if found.before is None:
         return None
     try:

@@ -65,6 +65,8 @@ def of(annotations: Mapping[str, str]) -> Trial | None:
         within_s = float(annotations.get(CONFIRM_WITHIN, "inf"))
     except ValueError:
         ends_at = within_s = 0.0
+    if not within_s > 0:  # which no number that is none is
+        within_s = 0.0
     return Trial(ends_at, within_s, before)
 
 

@@ -41,6 +41,8 @@ class Settings:
     `run_dir` holds sockets and rendered files and may vanish at a reboot; `state_dir` must not.
     Ports of 0 switch the HTTP server off. `policy_setup_timeout_s` 0 means that CNI ADD does not
     wait for felix. `bird_socket_dir` is where bgpd serves BIRD's control sockets, `none` nowhere.
+    When felix has not heard the datastore for `felix_stale_after_s` it is not ready (its rules
+    stay); 0 never.
     `announce_wait_s` is how long bgpd waits, after a boot, for felix to have the data plane up
     before it announces routes all the same; 0 does not wait.
 
@@ -69,6 +71,7 @@ class Settings:
     log_level: str = "info"
     log_format: str = "auto"
     http_host: str = "127.0.0.1"
+    felix_stale_after_s: float = 300.0
     felix_metrics_port: int = 9091
     felix_health_port: int = 9099
     bgpd_http_port: int = 9191

@@ -75,6 +75,7 @@ class Calculation:
         self._endpoints = LocalEndpoints()
         self._graph = graph.PolicyGraph()
         self._host_owners: Owners = {}
+        self._host_names: frozenset[str] = frozenset()
         self._config = FelixConfig()
         self._labels: Mapping[str, str] = {}
         self._problems: dict[str, tuple[Problem, ...]] = {}
@@ -197,6 +198,7 @@ class Calculation:
         )
         changes["endpoints"] = self._endpoints_with_tiers()
         changes["host_endpoints"] = self._resolved_hosts()
+        changes["host_names"] = self._host_names
         changes["profiles"] = self._graph.profiles
         changes["policies"] = self._graph.policies
         changes["ip_sets"] = self._graph.ip_sets
@@ -247,9 +249,10 @@ class Calculation:
         return changes
 
     def _assign_interfaces(self) -> None:
-        local = (
+        local = [
             one for one in self._of(_HOST_ENDPOINT, HostEndpoint) if one.spec.node == self.node_name
-        )
+        ]
+        self._host_names = frozenset(one.metadata.name for one in local)
         interfaces = {
             name: addresses
             for name, addresses in self._interfaces.items()

@@ -149,6 +149,8 @@ class Desired:
     """Every policy that applies to an endpoint here."""
     host_endpoints: tuple[HostEndpoint, ...] = ()
     """By interface name, one per interface."""
+    host_names: frozenset[str] = frozenset()
+    """The HostEndpoints of this node, whether or not they have an interface."""
     ip_sets: Mapping[str, IPSet] = field(default_factory=dict)
     """Every set that a rule of `policies` or `profiles` names."""
     pools: frozenset[Network] = frozenset()

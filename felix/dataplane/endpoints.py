@@ -189,6 +189,10 @@ class EndpointManager:
         self._to_configure.update(names)
         self._to_report.update(names)
 
+    def is_complete(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint is as it should be, as far as is known."""
+        return self._status.is_up(endpoint.id)
+
     def _is_complete(self, name: str, endpoint: Endpoint) -> bool:
         link, configured = self._interfaces.get(name), self._configured.get(name)
         return (

@@ -75,6 +75,10 @@ class StatusFiles:
         self._remove(name)
         return True
 
+    def is_up(self, endpoint_id: EndpointId) -> bool:
+        """Whether an endpoint is said to be complete."""
+        return file_name(endpoint_id) in self._files()
+
     def _files(self) -> dict[str, str]:
         if self._known is None:
             self._known = {}

@@ -135,6 +135,7 @@ async def test_a_clock_that_is_behind_prolongs_nothing(world: World) -> None:
         pytest.param(trial.CONFIRM_BY, "tomorrow", 1, id="time"),
         pytest.param(trial.CONFIRM_BY, "2030-01-01T00:00:00", 1, id="no zone"),
         pytest.param(trial.CONFIRM_WITHIN, "long", 1, id="seconds"),
+        pytest.param(trial.CONFIRM_WITHIN, "nan", 1, id="no number"),
         pytest.param(trial.CONFIRM_ELSE, "{", 2, id="object before"),
         pytest.param(trial.CONFIRM_ELSE, "7", 2, id="no object before"),
     ],
@@ -149,6 +150,19 @@ async def test_damaged_trials(world: World, name: str, text: str, expected: int)
         world.now += 61
         value = world.fresh().read(KEY, stored(on_trial))
     assert order_of(value) == expected
+
+
+async def test_a_policy_that_cannot_be_read_is_undone_too(world: World) -> None:
+    """It denies everything meanwhile, so it is the one that matters most."""
+    on_trial = trial.put_on(tree(2), tree(1), now=world.now, within_s=60)
+    on_trial["spec"]["selector"] = "role =="
+    on_trial["metadata"]["annotations"][trial.CONFIRM_WITHIN] = "0.01"
+    with pytest.raises(codec.Malformed) as caught:
+        stored(on_trial)
+    damaged = caught.value.damaged
+    assert damaged is not None
+    assert world.fresh().read(KEY, damaged) is damaged
+    await eventually(lambda: world.told == [1])
 
 
 def test_a_trial_of_a_trial_falls_back_to_what_is_in_force() -> None:
