@@ -107,6 +107,7 @@ class Router:
         self.up: dict[str, SessionUp] = {}
         self._failed_unheard: dict[str, str] = {}
         self.unsupported: Mapping[str, str] = {}
+        self.problems: Mapping[str, str] = {}
         self.resolver = Resolver()
         self._speaker = speaker
         self._tell = tell or speaker.advertise
@@ -490,6 +491,9 @@ class Router:
             for name, reason in peering.unsupported.items():
                 log.warning("peer cannot be honoured", name=name, reason=reason)
         self.unsupported = peering.unsupported
+        for name, problem in peering.problems.items() - self.problems.items():
+            log.warning("peer is honoured in part", name=name, problem=problem)
+        self.problems = peering.problems
         sessions = {str(session.peer_address): session for session in peering.sessions}
         if sessions != self.sessions or self._policy is None:
             self._speaker.expect_sessions(peering.sessions)

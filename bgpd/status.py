@@ -132,6 +132,7 @@ class Questions:
             ],
             "started": self._started_s,
             "unsupported_peers": dict(router.unsupported),
+            "problems": dict(router.problems),
             "outgoing": self._outgoing.state,
             "advertising": {str(prefix): why for prefix, why in router.advertising.items()},
             "routes": {

@@ -52,9 +52,13 @@ RUNNING = Gauge("cymric_bfd_process_connected", "Whether the BFD process answers
 
 
 def watched(sessions: Iterable[Session]) -> Iterator[WantedSession]:
-    """What BFD is to watch: the sessions whose BGPPeer, or mesh, asks for it."""
+    """What BFD is to watch: the sessions whose BGPPeer, or mesh, asks for it.
+
+    One whose annotation makes no sense goes on being watched as it was, if it was: AdminDown after
+    a slip of the pen would have BIRD drop the BGP session.
+    """
     for session in sessions:
-        if session.bfd is not None:
+        if session.bfd is not None or session.is_bfd_unclear:
             yield WantedSession(
                 peer=session.key, local=str(session.local_address), parameters=session.bfd
             )
@@ -99,16 +103,22 @@ class Bfd:
     def sessions(self) -> tuple[SessionReport, ...]:
         """Every wanted session as the process last told it, by peer address."""
         told = {one.peer: one for one in self._report.sessions}
-        return tuple(
-            told.get(one.peer)
-            or SessionReport(
-                peer=one.peer,
-                local=one.local,
-                parameters=one.parameters,
-                problem=self.problem or "the BFD process has not told yet",
-            )
-            for one in self._wanted or ()
-        )
+        found = []
+        for one in self._wanted or ():
+            if one.peer in told:
+                found.append(told[one.peer])
+            elif one.parameters is not None:
+                problem = self.problem or "the BFD process has not told yet"
+                found.append(
+                    SessionReport(
+                        peer=one.peer, local=one.local, parameters=one.parameters, problem=problem
+                    )
+                )
+        return tuple(found)
+
+    @property
+    def _is_needed(self) -> bool:
+        return any(one.parameters is not None for one in self._wanted or ())
 
     @property
     def report(self) -> Report:
@@ -122,7 +132,7 @@ class Bfd:
             connection = await self._connect()
             if connection is not None:
                 await self._converse(*connection)
-            elif self._wanted:
+            elif self._is_needed:
                 self._start()
                 await asyncio.sleep(self._backoff.next_s())
             else:
@@ -184,7 +194,7 @@ class Bfd:
         self.problem = "the BFD process is gone"
         self.process_id = 0
         RUNNING.set(0)
-        if self._wanted:
+        if self._is_needed:
             log.warning("BFD process is gone; peers are not watched until it is back")
 
     # --- what it says -----------------------------------------------------------------------

@@ -44,6 +44,7 @@ from bgpd.bfd.session import (
     start,
 )
 from bgpd.bfd.transport import TTL, Datagram, Sender, Transport
+from cymric.model.bfd import BfdParameters
 
 LATE_S = 0.05
 """Waking later than this, we cannot know what we missed."""
@@ -101,21 +102,28 @@ class Engine:
         return len(self._by_peer)
 
     def expect(self, wanted: Iterable[WantedSession]) -> None:
-        """Have exactly these sessions: start, change and shut what differs."""
+        """Have exactly these sessions: start, change and shut what differs.
+
+        One without parameters is left as it is, whatever it is.
+        """
         now_s = self._clock()
         by_peer = {one.peer: one for one in wanted}
         for peer, entry in tuple(self._by_peer.items()):
             if peer not in by_peer:
                 self._take(entry, shut(entry.session, now_s, self._chance()))
+            elif by_peer[peer].parameters is None:
+                continue
             elif entry.wanted.local != by_peer[peer].local or entry.session.ends_at_s < inf:
                 self._remove(entry)  # another session in its place, with another discriminator
         for peer, one in by_peer.items():
+            if one.parameters is None:
+                continue
             if peer in self._by_peer:
                 entry = self._by_peer[peer]
                 entry.wanted = one
                 self._take(entry, configure(entry.session, one.parameters, now_s, self._chance()))
             else:
-                self._add(one, now_s)
+                self._add(one, one.parameters, now_s)
         self._open(now_s)
         self._on_change()
 
@@ -160,11 +168,11 @@ class Engine:
 
     # --- sessions ---------------------------------------------------------------------------
 
-    def _add(self, wanted: WantedSession, now_s: float) -> None:
+    def _add(self, wanted: WantedSession, parameters: BfdParameters, now_s: float) -> None:
         discriminator = 0
         while discriminator == 0 or discriminator in self._by_discriminator:
             discriminator = secrets.randbits(32)
-        session = start(wanted.parameters, discriminator, now_s)
+        session = start(parameters, discriminator, now_s)
         entry = _Entry(wanted, session, self._wall_clock())
         self._by_peer[wanted.peer] = self._by_discriminator[discriminator] = entry
         self._schedule(entry)

@@ -12,18 +12,21 @@ import msgspec
 from bgpd.bfd.packet import State
 from cymric.model.bfd import BfdParameters
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Grows when an older process would misread us; then it is asked to end."""
 
 LONGEST_LINE_BYTES = 16 * 1024 * 1024
 
 
 class WantedSession(msgspec.Struct, frozen=True, kw_only=True):
-    """One session that should exist: addresses as text, and what to tell the peer."""
+    """One session that should exist: addresses as text, and what to tell the peer.
+
+    Without parameters: nobody knows what is wanted, so leave it as it is, and start none.
+    """
 
     peer: str
     local: str
-    parameters: BfdParameters
+    parameters: BfdParameters | None
 
 
 class Expect(msgspec.Struct, frozen=True, tag="expect"):

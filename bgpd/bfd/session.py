@@ -7,6 +7,8 @@ engine carries out the actions and asks again at `due_s`.
 
 Invariants
 - Not Up means at least a second between packets (§6.8.3).
+- Every change of what we say of our intervals is polled, in whatever state but AdminDown, in which
+  nothing is heard (§6.8.3).
 - In Up no interval gets longer, and no detection time shorter, before the peer has confirmed the
   new value by a poll (§6.8.3): while a poll runs, the faster sending and the slower detection hold.
 - A session has a deadline while it is Init or Up.
@@ -188,13 +190,15 @@ def on_time(session: BfdSession, now_s: float, chance: float) -> Step:
 
 
 def configure(session: BfdSession, parameters: BfdParameters, now_s: float, chance: float) -> Step:
-    """The operator wants other intervals. In Up the peer must confirm them first (§6.8.3)."""
+    """The operator wants other values. In Up the peer must confirm intervals first (§6.8.3).
+
+    Not in Up they hold at once, and are told with the next packet, which is due within a second.
+    """
     if parameters == session.parameters or session.state is State.ADMIN_DOWN:
         return session, ()
-    before, session = session, replace(session, parameters=parameters)
+    before, session = session, _poll(session, replace(session, parameters=parameters))
     if session.state is not State.UP:
         return _no_later(before, _agreed(session), chance), ()
-    session = replace(session, is_polling=True, polls_again=session.is_polling)
     return _send(_restart_detection(session), now_s, chance)
 
 
@@ -266,18 +270,26 @@ def _expire(session: BfdSession) -> tuple[BfdSession, tuple[Changed, ...]]:
 
 
 def _enter(session: BfdSession, state: State, diagnostic: Diagnostic) -> BfdSession:
-    """Be in `state`. Entering Up changes what we want to send at, so it starts a poll."""
+    """Be in `state`. Entering and leaving Up change what we want to send at, so they poll."""
     # The diagnostic says why the session was last down, so a session on its way up keeps it.
     kept = session.diagnostic if state is State.INIT else diagnostic
-    entered = replace(session, state=state, diagnostic=kept, is_polling=False, polls_again=False)
-    if state is State.UP and entered.desired_tx_us != session.desired_tx_us:
-        return replace(
-            entered,
-            is_polling=True,
-            agreed_tx_us=session.desired_tx_us,
-            agreed_rx_us=session.required_rx_us,
-        )
-    return _agreed(entered)
+    entered = replace(session, state=state, diagnostic=kept)
+    if state is State.ADMIN_DOWN:
+        return _agreed(replace(entered, is_polling=False, polls_again=False))
+    entered = _poll(session, entered)
+    if state is not State.UP:
+        return _agreed(entered)
+    return replace(entered, agreed_tx_us=session.desired_tx_us, agreed_rx_us=session.required_rx_us)
+
+
+def _poll(before: BfdSession, session: BfdSession) -> BfdSession:
+    """Poll if we say other intervals than before; a poll that runs goes on."""
+    if (before.desired_tx_us, before.required_rx_us) == (
+        session.desired_tx_us,
+        session.required_rx_us,
+    ):
+        return session
+    return replace(session, is_polling=True, polls_again=before.is_polling)
 
 
 def _agreed(session: BfdSession) -> BfdSession:

@@ -81,6 +81,8 @@ def _here(session: Session, form: str) -> None:
             click.echo("No IPv4 peers found.")
     for name, why in answer.get("unsupported_peers", {}).items():
         output.note(f"BGPPeer {name} is not served: {why}")
+    for name, why in answer.get("problems", {}).items():
+        output.note(f"{name}: {why}")
     if not answer["in_sync"]:
         output.note("bgpd is not in sync with etcd yet")
     if not answer["speaker"]["connected"]:
@@ -160,6 +162,7 @@ def describe(
             for one in peering.sessions
         ],
         "unsupported_peers": dict(peering.unsupported),
+        "problems": dict(peering.problems),
         "drain": node.annotations.get(WISH, ""),
         "drain_status": node.annotations.get(STATUS, ""),
         "seen_from_here": dict(seen.get(name, {})),
@@ -215,5 +218,7 @@ def _one(name: str, told: Mapping[str, Any]) -> None:
         output.note(f"from here: {seen['state']} {seen['info']}".rstrip())
     for peer, why in told["unsupported_peers"].items():
         output.note(f"BGPPeer {peer} is not served: {why}")
+    for name, why in told["problems"].items():
+        output.note(f"{name}: {why}")
     if told["drain"] or told["drain_status"]:
         output.note(f"drain: {told['drain_status'] or told['drain'] + ' wanted'}")

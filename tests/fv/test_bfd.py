@@ -360,6 +360,54 @@ class Pings:
             process.wait()
 
 
+async def test_a_typo_drops_no_session(underlay: Underlay, us: Host) -> None:
+    """BGP and BFD sessions stay as they are, it is told as a problem; mended, it is followed."""
+    node = BgpNode(underlay, us)
+    await resource(node, "Node", "us", {"bgp": {"ipv4Address": f"{us.v4}/20"}})
+    await resource(node, "BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False})
+    one, other = underlay.host("one", 9), underlay.host("other", 10)
+
+    async def annotate(text: str) -> None:
+        for name, host in (("one", one), ("other", other)):
+            await resource(
+                node, "BGPPeer", name, {"peerIP": host.v4, "asNumber": TOR_ASN}, bfd=text
+            )
+
+    await annotate("300ms x 3")
+    frr = Frr.start(underlay, one, "", daemons=("bfdd",))
+    frr.load(frr_with_bgp(us, one))
+    bird = BirdRouter.start(underlay, other, bird_with_bgp(us, other))
+    node.settings.run_dir.mkdir(exist_ok=True)
+    socket = str(node.settings.run_dir / "bfd.sock")
+    underlay.start(us, sys.executable, "-m", "bgpd.bfd.process", socket)
+    await eventually(Path(socket).is_socket, PATIENCE_S)
+    async with node.running():
+        await eventually(lambda: frr.is_up(us.v4) and bird.is_up("node"), PATIENCE_S)
+        await eventually(lambda: frr_session(frr, us.v4).get("status") == "up", PATIENCE_S)
+        await eventually(lambda: bird_session(bird, us.v4)[2:] == ["0.300", "0.900"], PATIENCE_S)
+        since, drops = bird.since("node"), frr.neighbor(us.v4)["connectionsDropped"]
+        watched = bird_session(bird, us.v4)
+        await annotate("300 x thrice")
+        await eventually(lambda: has_problems(node, 2), PATIENCE_S)
+        await eventually(lambda: all_words(node, "up"), PATIENCE_S)
+        assert bird_session(bird, us.v4) == watched
+        assert (bird.since("node"), bird.is_up("node")) == (since, True)
+        assert (frr.neighbor(us.v4)["connectionsDropped"], frr.is_up(us.v4)) == (drops, True)
+        await annotate("150ms x 4")
+        await eventually(lambda: bird_session(bird, us.v4)[2:] == ["0.300", "1.200"], PATIENCE_S)
+        assert (bird.since("node"), bird.is_up("node")) == (since, True)
+
+
+async def has_problems(node: BgpNode, count: int) -> bool:
+    """Whether bgpd tells of so many."""
+    return len((await node.ask())["problems"]) == count
+
+
+async def all_words(node: BgpNode, word: str) -> bool:
+    """Whether that is how BFD sees every peer."""
+    return {peer["bfd"] for peer in (await node.ask())["peers"]} == {word}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("silent", ["frr", "bird"])
 async def test_two_tors(

@@ -256,6 +256,19 @@ def test_wishing_the_same_changes_nothing(node: Node) -> None:
     assert node.report() == before
 
 
+def test_a_session_left_alone(node: Node) -> None:
+    """Without parameters a session stays as it is, and none is started or shut."""
+    node.bring_up(PEER)
+    before = node.report()
+    unclear = [WantedSession(peer=peer, local=US, parameters=None) for peer in (PEER, OTHER)]
+    node.engine.expect(unclear)
+    assert node.engine.report().sessions == (before,)
+    node.engine.expect(())
+    node.engine.expect(unclear)
+    node.run(7)
+    assert len(node.engine) == 0
+
+
 def test_an_address_that_comes_later() -> None:
     """A local address that is not there yet is named as the problem, and used once it is."""
     node = Node()

@@ -204,6 +204,45 @@ def test_coming_up_polls_until_it_is_answered() -> None:
     assert [one.poll for one in sent(actions)] == [False]
 
 
+@pytest.mark.parametrize("state", [DOWN, INIT, UP])
+@pytest.mark.parametrize(
+    ("parameters", "is_polled"),
+    [
+        pytest.param(BfdParameters(min_tx_ms=2000), True, id="sending"),
+        pytest.param(BfdParameters(min_rx_ms=100), True, id="receiving"),
+        pytest.param(BfdParameters(multiplier=5), False, id="only the multiplier"),
+    ],
+)
+def test_changed_intervals_are_polled_in_every_state(
+    state: State, parameters: BfdParameters, is_polled: bool
+) -> None:
+    """Other intervals are said with P until the peer's F; a multiplier needs no agreement."""
+    session, _ = configure(session_in(state), parameters, 10.1, 1.0)
+    session, actions = on_time(session, session.send_at_s, 1.0)
+    assert [one.poll for one in sent(actions)] == [is_polled]
+    assert sent(actions)[0].multiplier == parameters.multiplier
+    says = {DOWN: A_DOWN, INIT: DOWN, UP: UP}[state]  # what keeps the session in its state
+    session, _ = receive(session, packet(says, final=True), 10.9, 1.0)
+    session, actions = on_time(replace(session, expires_at_s=inf), session.send_at_s, 1.0)
+    assert [one.poll for one in sent(actions)] == [False]
+
+
+def test_an_interval_that_changes_nothing_now_is_not_polled() -> None:
+    """Below a second a session that is not up sends once a second all the same, and says so."""
+    session, _ = configure(session_in(DOWN), BfdParameters(min_tx_ms=50), 10.1, 1.0)
+    assert not session.is_polling
+
+
+def test_going_down_polls() -> None:
+    """From 300 ms back to a second is a change as well; until F, and over the next states."""
+    session, actions = receive(session_in(UP), packet(DOWN), 10.1, 1.0)
+    assert [(one.state, one.poll) for one in sent(actions)] == [(DOWN, True)]
+    session, actions = receive(session, packet(DOWN), 10.2, 1.0)
+    assert [(one.state, one.poll) for one in sent(actions)] == [(INIT, True)]
+    session, _ = receive(session, packet(DOWN, final=True), 10.3, 1.0)
+    assert not session.is_polling
+
+
 def test_slower_intervals_wait_for_the_peer() -> None:
     """In Up, sending slows down and detection speeds up only after the peer's F (§6.8.3)."""
     session = session_in(UP, BfdParameters(min_tx_ms=300, min_rx_ms=600))

@@ -305,11 +305,14 @@ def test_prefix_limit_is_an_annotation(text: str, limit: int | None) -> None:
 
 
 def test_bfd_is_an_annotation() -> None:
-    """It is read once, here; a text that means nothing is reported."""
+    """It is read once, here; a text that means nothing is reported, and costs no session."""
     given = inputs(A, peer("p", {"cymric.io/bfd": "300ms x 3"}, peer_ip="10.0.9.1"))
     assert sessions("a", given)["Global_10_0_9_1"].bfd == BfdParameters()
     broken = inputs(A, peer("p", {"cymric.io/bfd": "quick"}, peer_ip="10.0.9.1"))
-    assert "quick" in peering_of("a", broken).unsupported["p"]
+    peering = peering_of("a", broken)
+    assert [each.bfd for each in peering.sessions] == [None]
+    assert "quick" in peering.problems["p"]
+    assert not peering.unsupported
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ class Candidate:
 def peering_of(node: str, inputs: PeeringInputs) -> Peering:
     """The sessions of `node`. Empty when the node is unknown or has no BGP address."""
     unsupported: dict[str, str] = {}
+    problems: dict[str, str] = {}
     holder: dict[Address, Candidate] = {}
     sessions: list[Session] = []
     own = frozenset(inputs.addresses(node))
@@ -80,12 +81,17 @@ def peering_of(node: str, inputs: PeeringInputs) -> Peering:
             sessions.append(_session(node, candidate, inputs))
         except options.Unsupported as error:
             unsupported[candidate.owner] = str(error)
+            continue
+        asking = candidate.peer or inputs.configurations.get("default")
+        if asking is not None and (problem := options.problem(asking)):
+            problems[candidate.owner] = problem
     sessions.sort(key=lambda session: (session.version, int(session.peer_address)))
     return Peering(
         tuple(sessions),
         unsupported,
         listen=inputs.listen_addresses(node),
         ignored_interfaces=inputs.cluster.ignored_interfaces,
+        problems=problems,
     )
 
 

@@ -1,7 +1,8 @@
 """What a BGPPeer, or the cluster for its mesh, says about each session, and what it may not say.
 
 The result is the part of `Session` that does not depend on who the peer is. A wish that cannot be
-honoured raises `Unsupported`: a session without its password or its limits is worse than none.
+honoured raises `Unsupported`: a session without its password or its limits is worse than none. BFD
+is different: a session without it, or with it as before, works as it did (`problem`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Options(TypedDict, total=False):
     next_hop_mode: NextHopMode
     max_prefixes: int | None
     bfd: BfdParameters | None
+    is_bfd_unclear: bool
     allowed_own_asns: int
     reachable_by: Address | None
     filters: tuple[str, ...]
@@ -74,6 +76,7 @@ def of_peer(peer: BGPPeer, *, is_ibgp: bool) -> Options:
         next_hop_mode=_next_hop_mode(peer, is_ibgp=is_ibgp),
         max_prefixes=_max_prefixes(peer.annotations.get(MAX_PREFIXES)),
         bfd=_bfd(peer),
+        is_bfd_unclear=bool(problem(peer)),
         allowed_own_asns=spec.num_allowed_local_as_numbers if spec.peer_ip else 0,
         reachable_by=parse_address(spec.reachable_by) if spec.reachable_by else None,
         filters=spec.filters,
@@ -90,6 +93,7 @@ def of_mesh(inputs: PeeringInputs) -> Options:
         restart_time_s=_restart_time_s(cluster.node_mesh_max_restart_time),
         password=_password(cluster.node_mesh_password),
         bfd=None if default is None else _bfd(default),
+        is_bfd_unclear=default is not None and bool(problem(default)),
         annotations=_annotations({} if default is None else default.annotations),
     )
 
@@ -113,11 +117,17 @@ def _max_prefixes(text: str | None) -> int | None:
     return int(text)
 
 
-def _bfd(resource: Resource) -> BfdParameters | None:
+def problem(resource: Resource) -> str:
+    """What is left out of the session, although the resource asks for it; empty if nothing."""
     try:
-        return bfd_of(resource)
+        bfd_of(resource)
     except ValueError as error:
-        raise Unsupported(f"annotation {error}") from None
+        return f"BFD is left as it was: annotation {error}"
+    return ""
+
+
+def _bfd(resource: Resource) -> BfdParameters | None:
+    return None if problem(resource) else bfd_of(resource)
 
 
 def _next_hop_mode(peer: BGPPeer, *, is_ibgp: bool) -> NextHopMode:

@@ -63,7 +63,8 @@ class Session:
     `is_source_fixed`: connections leave from `local_address`, not from what the kernel picks.
     `cluster_id` is this node's when it is a route reflector (RFC 4456); `is_reflector_client`: the
     peer is then its client. `max_prefixes` limits what the peer may announce, None: the default.
-    `bfd`: how BFD (RFC 5880) watches the peer, None: not at all.
+    `bfd`: how BFD (RFC 5880) watches the peer, None: not at all; `is_bfd_unclear`: what was asked
+    for makes no sense.
     `allowed_own_asns`: how often our AS may stand in a received path. `reachable_by`: the gateway
     towards the peer. `filters` are names of BGPFilters, in order. `annotations` holds the
     `cymric.io/` ones of the BGPPeer, or of the cluster's BGPConfiguration for the mesh.
@@ -88,6 +89,7 @@ class Session:
     next_hop_mode: NextHopMode = NextHopMode.AUTO
     max_prefixes: int | None = None
     bfd: BfdParameters | None = None
+    is_bfd_unclear: bool = False
     cluster_id: str = ""
     is_reflector_client: bool = False
     allowed_own_asns: int = 0
@@ -122,10 +124,12 @@ class Peering:
     """All sessions of one node, by peer address, and the peers that cannot be honoured, why.
 
     `listen` holds the addresses to wait for peers on. `ignored_interfaces` are patterns of
-    interfaces whose networks routing must not look at.
+    interfaces whose networks routing must not look at. `problems` are wishes that are left out of a
+    session that is there all the same, by the BGPPeer's name.
     """
 
     sessions: tuple[Session, ...]
     unsupported: Mapping[str, str]
     listen: tuple[str, ...] = ()
     ignored_interfaces: tuple[str, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)
