@@ -253,7 +253,9 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
         rescuing = tasks.create_task(
             rescue(HostCommands(), trial_mark, settings.etcd_endpoints, time.time), name="rescue"
         )
-        questions = Questions(lambda: source.picture, store, HostCommands())
+        questions = Questions(
+            lambda: source.picture, store, HostCommands(), is_in_sync=source.in_sync.is_set
+        )
         answering = serve_questions(settings.felix_status_socket, questions.answer)
         tasks.create_task(answering, name="questions")
         await source.in_sync.wait()

@@ -64,7 +64,9 @@ class Questions:
         store: Datastore,
         commands: Commands,
         clock: Callable[[], float] = time.time,
+        is_in_sync: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._is_in_sync = is_in_sync
         self._desired = desired
         self._store = store
         self._commands = commands
@@ -77,7 +79,8 @@ class Questions:
         word, _, rest = question.partition(" ")
         match word:
             case "" | "dump":
-                return dump(self._desired(), with_members=rest == "members")
+                picture = dump(self._desired(), with_members=rest == "members")
+                return {"inSync": self._is_in_sync(), **picture}
             case "counters":
                 return {"counters": await self._counters()}
             case "explain":

@@ -311,11 +311,26 @@ IGNORED: Mapping[str, str] = {
 """Every other parameter of Calico, and why it has no effect."""
 
 
+_REASON_BY_START = {
+    "bpf": _NO_BPF,
+    "typha": "there is no Typha",
+    "etcd": "a setting (docs/etcd.md)",
+    "datastore": "a setting (docs/etcd.md)",
+}
+_CALLED_OTHERWISE = {
+    "ipinipenabled": "ipipenabled",
+    "ipinipmtu": "ipipmtu",
+    "wireguardpersistentkeepalive": "wireguardkeepalive",
+}
+"""Names of the environment that the object does not have."""
+
+
 def why_ignored(spelling: str) -> str:
     """Why a name that is not in use has no effect."""
-    lower = spelling.lower()
-    if lower.startswith("bpf"):
-        return _NO_BPF
+    lower = _CALLED_OTHERWISE.get(spelling.lower(), spelling.lower())
+    for start, reason in _REASON_BY_START.items():
+        if lower.startswith(start):
+            return reason
     for name, reason in IGNORED.items():
         if lower.removesuffix("secs").removesuffix("millis") == name.lower():
             return reason

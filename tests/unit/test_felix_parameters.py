@@ -82,6 +82,21 @@ def test_parameters_without_effect_are_named() -> None:
     assert not desired.problems
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("FELIX_IPINIPMTU", "there are no tunnels: pods are routed"),
+        ("FELIX_USAGEREPORTINGINTERVALSECS", "usage is never reported to anybody"),
+        ("FELIX_TYPHAADDR", "there is no Typha"),
+        ("FELIX_DATASTORETYPE", "a setting (docs/etcd.md)"),
+    ],
+)
+def test_names_that_only_the_environment_has(name: str, reason: str) -> None:
+    """What a Calico node's manifest sets is known by those names as well."""
+    (note,) = calculate({}, **{name: "1"}).notes
+    assert note.reason == reason
+
+
 def test_every_parameter_of_calico_is_known() -> None:
     """Each field is either in use or ignored for a reason, and the operator's page tells which."""
     known = set(FELIX_CONFIGURATION) - {"nodeSelector"}

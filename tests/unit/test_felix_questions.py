@@ -231,6 +231,7 @@ def test_the_command_line_asks_felix(tmp_path: Path) -> None:
     assert len(rows) == 5
     dumped = json.loads(asyncio.run(asking("felix", "dump")).stdout)
     assert dumped["ready"] is True
+    assert dumped["inSync"] is True
     words = ("policy", "explain", "--from", "default/cl", "--to", "default/web", "--port", "80")
     explained = asyncio.run(asking(*words))
     assert "NetworkPolicy default/web" in explained.stdout
