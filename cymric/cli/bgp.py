@@ -123,7 +123,7 @@ def why(session: Session, prefix: str, form: str) -> None:
             "*" if path["used"] else "",
             path["peer"],
             _way(path),
-            path["unreachable"] or path["rejected"] or path["lost_at"] or answer["settled_by"],
+            path.get("unreachable") or path["rejected"] or path["lost_at"] or answer["settled_by"],
         )
         for path in answer["paths"]
     ]
@@ -134,7 +134,7 @@ def why(session: Session, prefix: str, form: str) -> None:
 
 def _way(path: Mapping[str, Any]) -> str:
     """The next hop, and the gateways on the way to it if it is not on-link."""
-    gateways = ", ".join(path["reached_through"])
+    gateways = ", ".join(path.get("reached_through", ()))
     return f"{path['next_hop']} via {gateways}" if gateways else str(path["next_hop"])
 
 
