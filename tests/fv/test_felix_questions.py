@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -35,19 +36,20 @@ def lab(
         made.open()
         made.put_pool("first", POOL, nat_outgoing=False)
         made.put("Tier", "tiers", "default", {"order": 1000000})
-        spec = {"endpointReportingEnabled": True, "reportingInterval": "5s"}
-        made.put(
-            "FelixConfiguration",
-            "felixconfigurations",
-            "default",
-            spec,
-            annotations={"cymric.io/log-action": "nflog:7"},
-        )
+        configure(made)
         made.start_felix()
         yield made
     finally:
         before.undo()
         made.close()
+
+
+def configure(lab: FelixLab, **more: object) -> None:
+    """The parameters of all nodes."""
+    spec = {"endpointReportingEnabled": True, "reportingInterval": "5s", **more}
+    wish = {"cymric.io/log-action": "nflog:7"}
+    place = ("FelixConfiguration", "felixconfigurations", "default")
+    lab.put(*place, spec, annotations=wish)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,33 @@ def test_dump_and_explain(lab: FelixLab, pods: tuple[Pod, Pod]) -> None:
         answer = cymric(lab, "policy", "explain", *words)
         assert (answer["verdict"] == "allowed") is reaches(client, web.address, port)
     assert answer["decisions"][-1]["by"] == "end of tier default"
+
+
+def test_denied_connections_may_be_refused(lab: FelixLab, pods: tuple[Pod, Pod]) -> None:
+    """Other actions take effect without a restart, and what is allowed still is."""
+    web, client = pods
+    connect = (
+        "import socket; s = socket.socket(); s.settimeout(1);"
+        f" print(s.connect_ex(('{web.address}', 81)))"
+    )
+
+    def is_refused() -> bool:
+        return client.run("python3", "-IS", "-c", connect).strip() == str(errno.ECONNREFUSED)
+
+    assert not is_refused()
+    felix = lab.felix
+    actions = {"iptablesFilterDenyAction": "Reject", "iptablesFilterAllowAction": "Return"}
+    try:
+        configure(lab, **actions, iptablesMangleAllowAction="Return")
+        eventually_now(is_refused, PATIENCE_S, what="refused")
+        assert reaches(client, web.address, 80)
+    finally:
+        configure(lab)
+    eventually_now(lambda: not is_refused(), PATIENCE_S, what="dropped again")
+    assert reaches(client, web.address, 80)
+    assert lab.felix is felix
+    assert felix is not None
+    assert felix.poll() is None
 
 
 def stored(lab: FelixLab) -> dict[str, Any]:
