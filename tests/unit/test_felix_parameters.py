@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -115,9 +117,30 @@ def test_every_parameter_of_calico_is_known() -> None:
         assert reason in rows[name]
 
 
-def test_the_level_of_logs_follows_the_datastore(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def log_as_a_daemon() -> Iterator[Callable[[str], None]]:
+    """Logging set up as in a process of its own, at that level, and back again.
+
+    No logger may keep the stream of this test, which is closed when other tests run.
+    """
+    handlers = logging.getLogger().handlers[:]
+
+    def configure(level: str) -> None:
+        logs.configure(Settings(log_level=level, log_format="json"), "test")
+        structlog.configure(cache_logger_on_first_use=False)
+
+    yield configure
+    logging.getLogger().handlers[:] = handlers
+    logs.set_level("info")
+    structlog.contextvars.clear_contextvars()
+    structlog.reset_defaults()
+
+
+def test_the_level_of_logs_follows_the_datastore(
+    capsys: pytest.CaptureFixture[str], log_as_a_daemon: Callable[[str], None]
+) -> None:
     """Without a restart; when nobody sets it any more, the settings count again."""
-    logs.configure(Settings(log_level="warning", log_format="json"), "test")
+    log_as_a_daemon("warning")
     reporter = Reporter("warning")
     log = structlog.get_logger()
     said = []
@@ -134,9 +157,11 @@ def test_the_level_of_logs_follows_the_datastore(capsys: pytest.CaptureFixture[s
     ]
 
 
-def test_what_is_without_effect_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_without_effect_is_said_once(
+    capsys: pytest.CaptureFixture[str], log_as_a_daemon: Callable[[str], None]
+) -> None:
     """However often the picture changes."""
-    logs.configure(Settings(log_format="json"), "test")
+    log_as_a_daemon("info")
     reporter = Reporter("info")
     note = Problem("FelixConfiguration default xdpEnabled", "there is no eBPF data plane")
     for size in (1, 2, 3):
