@@ -12,7 +12,11 @@ Measured with 10,000 routes on two busy cores, and what each change is for:
   each time, with a pause of a hundredth of the reactor's speed in between. Here they go on for
   `TURN_S`, and there is no pause while something waits. So the reactor sleeps long when idle.
 - `many_prefixes_a_command`: `announce attributes` (and `withdraw attributes`) parse the attributes
-  once and the prefixes without a parser, and do not describe each route to a log that is off.
+  once and the prefixes without a parser, and do not describe each route to a log that is off. What
+  was parsed is remembered, for the same command to the next peer; a peer named by its address alone
+  is found without asking a regular expression of each.
+
+The loop itself, with many peers: exabgp_loop.py.
 
 Lines added to ExaBGP's: `!r <peer> <hex>` for an UPDATE received, `!s <peer> <hex>` for one that is
 about to be written; the BGP header is left out.
@@ -27,10 +31,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from bgpd import exabgp_loop
 from bgpd.update_wire import is_plain
 
 TURN_S = 0.005
 PREFIXES_A_STEP = 20
+REMEMBERED_COMMANDS = 4096
 
 
 def apply() -> None:
@@ -47,6 +53,7 @@ def apply() -> None:
     several_turns(Peer)
     work_without_pause(ASYNC, Reactor)
     many_prefixes_a_command(API)
+    exabgp_loop.apply()
 
 
 # --- UPDATEs --------------------------------------------------------------------------------------
@@ -194,7 +201,7 @@ def _quick(stock: Any, *, is_announced: bool) -> Any:
     def command(api: Any, reactor: Any, service: str, line: str, use_json: bool) -> bool:
         head, _, tail = line.partition(" nlri ")
         prefixes = tail.split()
-        if len(prefixes) < 2 or "next-hop self" in head:
+        if not prefixes or "next-hop self" in head:
             return bool(stock(api, reactor, service, line, use_json))
         work = _inject(api, reactor, service, head, prefixes, is_announced=is_announced)
         reactor.asynchronous.schedule(service, line, work)
@@ -207,19 +214,15 @@ def _inject(
     api: Any, reactor: Any, service: str, head: str, prefixes: list[str], *, is_announced: bool
 ) -> Iterator[None]:
     """The first prefix goes through ExaBGP's parser and its checks, the others share its result."""
-    from exabgp.bgp.message import Action
-    from exabgp.configuration.static import ParseStaticRoute
-    from exabgp.reactor.api.command.limit import extract_neighbors, match_neighbors
+    from exabgp.reactor.api.command.limit import extract_neighbors
     from exabgp.rib.change import Change
 
     try:
         descriptions, command = extract_neighbors(head)
-        names = match_neighbors(reactor.peers(service), descriptions)
-        parsed = api.api_attributes(f"{command} nlri {prefixes[0]}", names) if names else []
-        if len(parsed) != 1 or (is_announced and not ParseStaticRoute.check(parsed[0])):
+        names = _named(reactor, service, descriptions)
+        if not names:
             raise ValueError(head)
-        model, attributes = parsed[0].nlri, parsed[0].attributes
-        model.action = Action.ANNOUNCE if is_announced else Action.WITHDRAW
+        model, attributes = _parsed(api, command, prefixes[0], is_announced=is_announced)
         changes = [Change(_like(model, prefix), attributes) for prefix in prefixes]
     except (ValueError, IndexError, OSError):
         reactor.processes.answer_error(service)
@@ -234,6 +237,38 @@ def _inject(
         if at % PREFIXES_A_STEP == 0:
             yield
     reactor.processes.answer_done(service)
+
+
+def _named(reactor: Any, service: str, descriptions: list[list[str]]) -> list[str]:
+    """The peers that a command names."""
+    from exabgp.reactor.api.command.limit import match_neighbors
+
+    peers: list[str] = reactor.peers(service)
+    if len(descriptions) == 1 and len(descriptions[0]) == 1 and descriptions[0] != ["neighbor *"]:
+        start = f"{descriptions[0][0]} "
+        return [name for name in peers if name.startswith(start)]
+    return list(match_neighbors(peers, descriptions))
+
+
+_parsed_before: dict[tuple[str, bool], tuple[Any, Any]] = {}
+
+
+def _parsed(api: Any, command: str, prefix: str, *, is_announced: bool) -> tuple[Any, Any]:
+    """A model NLRI and the attributes of a command, parsed once. Raises ValueError."""
+    from exabgp.bgp.message import Action
+    from exabgp.configuration.static import ParseStaticRoute
+
+    key = command, ":" in prefix
+    found = _parsed_before.get(key)
+    if found is None:
+        (change,) = api.api_attributes(f"{command} nlri {prefix}", []) or (None,)
+        if change is None or (is_announced and not ParseStaticRoute.check(change)):
+            raise ValueError(command)
+        change.nlri.action = Action.ANNOUNCE if is_announced else Action.WITHDRAW
+        if len(_parsed_before) >= REMEMBERED_COMMANDS:
+            _parsed_before.clear()
+        found = _parsed_before[key] = change.nlri, change.attributes
+    return found
 
 
 def _like(model: Any, prefix: str) -> Any:

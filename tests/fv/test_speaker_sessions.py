@@ -124,7 +124,7 @@ async def test_last_wanted_state_wins_at_a_peer_that_stands_still(lab: SpeakerLa
             f"198.19.{24 + n // 256}.{n % 256}/32": our(
                 f"198.19.{24 + n // 256}.{n % 256}/32", med=1000 + n
             )
-            for n in range(1000)
+            for n in range(4000)
         }
         steps = [
             {A: our(A, med=1), C: our(C, med=1)},

@@ -197,6 +197,39 @@ def test_a_prefix_that_is_none_is_refused_whole(api: API, tail: str) -> None:
     assert reactor.announced() == {}
 
 
+def test_a_command_to_the_next_peer_is_not_parsed_again(
+    api: API, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One prefix with attributes parsed before ends as with a parser; so does a withdrawal, and a
+    peer that does not exist is an error.
+    """
+    parse, parsed = api.api_attributes, []
+
+    def parse_and_note(command: str, peers: object) -> Any:
+        parsed.append(command)
+        return parse(command, peers)
+
+    monkeypatch.setattr(api, "api_attributes", parse_and_note)
+
+    def say(reactor: Reactor, peer: str, text: str, prefix: str) -> None:
+        line = f"neighbor {peer} {text} attributes next-hop 192.0.2.77 med 5 nlri {prefix}"
+        quick(f"{text} attributes")(api, reactor, "d", line, False)
+        while reactor.asynchronous._async:
+            reactor.asynchronous.run()
+
+    first, second = Reactor(), Reactor()
+    say(first, "192.0.2.2", "announce", "10.0.0.0/26")
+    say(second, "192.0.2.2", "announce", "10.0.1.0/26")
+    assert len(parsed) == 1
+    assert first.announced()["10.0.0.0/26"] == second.announced()["10.0.1.0/26"]
+    say(second, "192.0.2.2", "withdraw", "10.0.1.0/26")
+    assert second.announced() == {}
+    say(second, "192.0.2.22", "announce", "10.0.1.0/26")
+    say(second, "192.0.2.2", "announce", "10.0.1.1/26")
+    assert second.answers == ["done", "done", "error", "error"]
+    assert second.announced() == {}
+
+
 class Told:
     """ExaBGP's messages to the API, and who writes to the peer."""
 
