@@ -90,13 +90,6 @@ class Reporter:
             log.info("set, but of no effect here", subject=note.subject, reason=note.reason)
         if desired.config.log_severity != before.config.log_severity:
             logs.set_level(desired.config.log_severity or self._log_level)
-        if desired.unenforced != before.unenforced and desired.unenforced:
-            log.error(
-                "POLICIES ARE NOT ENFORCED",
-                count=len(desired.unenforced),
-                policies=list(desired.unenforced),
-            )
-        metrics.UNENFORCED.set(len(desired.unenforced))
         metrics.PROBLEMS.set(len(desired.problems))
         metrics.LOCAL_POLICIES.set(len(desired.policies))
         metrics.LOCAL_SELECTORS.set(len(desired.ip_sets))

@@ -65,10 +65,6 @@ FIRST_APPLIED = Gauge(
     "felix_int_dataplane_initial_resync_time_seconds", "From the start to the first application."
 )
 TRIALS = Gauge("cymric_felix_trials", "Objects that are undone soon unless confirmed.")
-UNENFORCED = Gauge(
-    "cymric_felix_unenforced_policies",
-    "Network policies and host endpoints that exist and are not enforced.",
-)
 PROBLEMS = Gauge("cymric_felix_problems", "Objects that are not enforced as written.")
 PROGRAMMED = Histogram(
     "cymric_felix_endpoint_programmed_seconds",

@@ -251,7 +251,6 @@ def dump(desired: Desired, *, with_members: bool = False) -> dict[str, Any]:
         "serviceCIDRs": sorted(map(str, desired.service_cidrs)),
         "problems": [_plain(one) for one in desired.problems],
         "notes": [_plain(one) for one in desired.notes],
-        "unenforced": list(desired.unenforced),
         "cluster": dict(Counter(desired.count_by_kind)),
     }
 

@@ -161,7 +161,5 @@ class Desired:
     problems: tuple[Problem, ...] = ()
     notes: tuple[Problem, ...] = ()
     """What is set and has no effect here; nothing is enforced less for it."""
-    unenforced: tuple[str, ...] = ()
-    """Policies and host endpoints that exist and are not enforced, by key."""
     count_by_kind: Mapping[str, int] = field(default_factory=dict)
     """How many objects of each kind the cluster has."""
