@@ -229,8 +229,9 @@ class Dataplane:
         if self._applied is None:
             return NEVER
         tables = (table.check_due_s for table in self._drivers.all_tables)
+        sets = self._drivers.ipsets
         return min(
-            self._drivers.ipsets.check_due_s, self._routes_due_s, self._status_due_s, *tables
+            sets.check_due_s, sets.delete_due_s, self._routes_due_s, self._status_due_s, *tables
         )
 
     async def _tried(self, work: Awaitable[bool]) -> bool:
@@ -355,6 +356,8 @@ class Dataplane:
         """Read back what is due and repair it."""
         now_s = self._clock()
         drivers = self._drivers
+        if drivers.ipsets.delete_due_s <= now_s:
+            await drivers.ipsets.delete_unwanted()
         if drivers.ipsets.check_due_s <= now_s:
             await drivers.ipsets.check()
         for table in drivers.all_tables:

@@ -30,6 +30,9 @@ _OURS = (*SET_PREFIX_BY_VERSION.values(), *TEMPORARY_PREFIX_BY_VERSION.values())
 SAVE = ("ipset", "save")
 RESTORE = ("ipset", "restore", "-exist")
 
+RELEASE_S = 0.5
+"""The kernel lets go of a set a while after the rule that named it went; earlier it refuses."""
+
 log = structlog.get_logger()
 
 
@@ -168,16 +171,19 @@ class IPSets:
         clock: Callable[[], float],
         refresh_s: float = 90.0,
         max_size: int = 1048576,
+        release_s: float = RELEASE_S,
     ) -> None:
         self._commands = commands
         self._clock = clock
         self._refresh_s = refresh_s
         self._max_size = max_size
+        self._release_s = release_s
         self._stated: dict[str, IPSet] = {}
         self._wanted: dict[str, SavedSet] = {}
         self._policy_ids: dict[str, str] = {}
         self._actual: dict[str, SavedSet] | None = None
         self._read_at_s = clock()
+        self._unwanted_since_s: dict[str, float] = {}
 
     def want(self, sets: Iterable[IPSet]) -> None:
         """State all wanted sets. What is the same object as before costs next to nothing."""
@@ -253,20 +259,30 @@ class IPSets:
         actual, self._actual = self._actual, None
         return await self._read() if actual is None else actual
 
+    @property
+    def delete_due_s(self) -> float:
+        """When, on the clock, `delete_unwanted` should be called next."""
+        return min(self._unwanted_since_s.values(), default=float("inf")) + self._release_s
+
     async def delete_unwanted(self) -> None:
-        """Remove our sets that nothing wants; one that a rule still uses is left for later."""
+        """Remove our sets that nothing has wanted for a while; a used one is left for later."""
         if self._actual is None:
             return
-        names = [
-            name for name in self._actual.keys() - self._wanted.keys() if name.startswith(_OURS)
-        ]
-        for name in sorted(names):
+        now_s, before = self._clock(), self._unwanted_since_s
+        unwanted = self._actual.keys() - self._wanted.keys()
+        self._unwanted_since_s = {
+            name: before.get(name, now_s) for name in unwanted if name.startswith(_OURS)
+        }
+        for name, since_s in sorted(self._unwanted_since_s.items()):
+            if now_s - since_s < self._release_s:
+                continue
             try:
                 await self._restore([f"destroy {name}"])
             except CommandFailed as error:
                 log.warning("set not removed, trying again later", name=name, error=str(error))
+                self._unwanted_since_s[name] = self._clock()
                 continue
-            del self._actual[name]
+            del self._actual[name], self._unwanted_since_s[name]
 
     async def check(self) -> bool:
         """Read the sets and repair them; whether that was needed. Raises CommandFailed."""

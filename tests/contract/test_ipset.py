@@ -89,7 +89,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
 
 def driver(host: Host) -> IPSets:
     """A driver without memory, as a fresh process has it."""
-    return IPSets(host.commands, clock=time.monotonic)
+    return IPSets(host.commands, clock=time.monotonic, release_s=0.0)
 
 
 def pools(*members: str) -> IPSet:
@@ -253,3 +253,19 @@ async def test_change_at_once_is_a_swap(host: Host) -> None:
             at_once={"cali40s:one"},
         )
         assert any(line.startswith("swap ") for line in lines) is is_swapped
+
+
+async def test_a_set_is_removed_a_while_after_it_was_wanted_last() -> None:
+    """The kernel may still hold on to a set that no rule names any more: it is given time."""
+    ipset, now_s = FakeIpset(), [0.0]
+    driver = IPSets(ipset.commands(), clock=lambda: now_s[0], release_s=0.5)
+    driver.want([IPSet("a", frozenset({"10.0.0.1"}))])
+    await driver.write()
+    driver.want([])
+    await driver.delete_unwanted()
+    assert ipset.sets
+    assert driver.delete_due_s == 0.5
+    now_s[0] = 0.5
+    await driver.delete_unwanted()
+    assert not ipset.sets
+    assert driver.delete_due_s == float("inf")

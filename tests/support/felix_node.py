@@ -122,7 +122,7 @@ class Node:
             table_events=self.table_events,
             addresses=lambda: {"up0": frozenset([IPv4Address("198.19.0.2")])},
             interfaces=interfaces,
-            ipsets=IPSets(self.commands, clock=self.clock),
+            ipsets=IPSets(self.commands, clock=self.clock, release_s=0.0),
             tables=tables,
             endpoints=EndpointManager(
                 config=config,
