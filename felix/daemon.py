@@ -43,6 +43,7 @@ from felix import metrics
 from felix.calc.config import FelixConfig
 from felix.calc.state import KINDS, Calculation, HintRefused
 from felix.calc.values import Desired, Endpoint, EndpointId
+from felix.canary import PASSED, Canary
 from felix.dataplane.conntrack import Conntrack
 from felix.dataplane.endpoints import EndpointManager, RouteOwnership
 from felix.dataplane.interfaces import Interfaces
@@ -219,7 +220,7 @@ class Source:
 async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
     """Run felix on `store` until cancelled."""
     started_s = time.monotonic()
-    health.expect(IN_SYNC, APPLIED, HEARD)
+    health.expect(IN_SYNC, APPLIED, HEARD, PASSED)
     metrics.RESYNC_STATE.set(1)
     kick = Kick()
     has_ipv6 = Sysctls().has_ipv6
@@ -263,7 +264,10 @@ async def enforce(store: Datastore, settings: Settings, health: Health) -> None:
         for version in desired.config.ip_versions:
             await _clean_other_backend(found.backend.of(version), commands)
 
+        canary = Canary(commands, found.backend.of(4), health)
+
         def on_applied() -> None:
+            tasks.create_task(canary.run(), name="canary")
             metrics.FIRST_APPLIED.set(time.monotonic() - started_s)
             health.set_ready(APPLIED)
             write_mark(settings.felix_mark)  # bgpd waits for it before it announces routes

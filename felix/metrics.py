@@ -65,6 +65,9 @@ FIRST_APPLIED = Gauge(
     "felix_int_dataplane_initial_resync_time_seconds", "From the start to the first application."
 )
 TRIALS = Gauge("cymric_felix_trials", "Objects that are undone soon unless confirmed.")
+CANARY_MISSED = growing(
+    "cymric_felix_canary_missed", "Packets sent to see whether they pass our chains, and did not."
+)
 PROBLEMS = Gauge("cymric_felix_problems", "Objects that are not enforced as written.")
 PROGRAMMED = Histogram(
     "cymric_felix_endpoint_programmed_seconds",
