@@ -2,18 +2,19 @@
 
 Place in the flow: `Link.ask` ▶ lines of an answer ▶ one of these functions ▶ `bgpd/exabgp.py`.
 
-Source: ExaBGP 5.0.15's `show neighbor json` and `show adj-rib out`.
+Source: ExaBGP 5.0.15's `show neighbor json` and `show adj-rib out`; exabgp_show.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from bgpd import exabgp_events as lines
-from bgpd.announcement import IPV4_UNICAST, IPV6_UNICAST
+from bgpd import update_wire
+from bgpd.announcement import IPV4_UNICAST, IPV6_UNICAST, Announcement
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +60,16 @@ def held_prefixes(peer: str, answer: Sequence[str]) -> list[str]:
     """Prefixes in the answer to `show adj-rib out`: `<peer> <afi> <safi> <prefix> …` a line."""
     words = (line.split() for line in answer)
     return [parts[3] for parts in words if len(parts) > 3 and parts[0] == peer]
+
+
+def held_routes(peer: str, answer: Iterable[str]) -> Iterator[tuple[str, Announcement | None]]:
+    """Routes in the answer to `exabgp_show.held`; None: with attributes that it does not tell."""
+    for parts in (line.split() for line in answer):
+        if len(parts) < 3 or parts[0] != peer:
+            continue
+        if parts[1] != "update":
+            yield from ((prefix, None) for prefix in parts[3:4])
+            continue
+        said = update_wire.decode(bytes.fromhex(parts[2]))
+        for prefix in said.announced:
+            yield prefix, Announcement(prefix, said.next_hop, said.attributes)

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bgpd import exabgp_listening, exabgp_orders, exabgp_speed
+from bgpd import exabgp_listening, exabgp_orders, exabgp_show, exabgp_speed
 from bgpd.speaker_file import read_header
 
 SUPPORTED_VERSION = "5.0.15"
@@ -63,6 +63,7 @@ def apply(report_refusal: Callable[[str], None], configuration: Path) -> None:
     retry_soon(Delay)
     finish_messages(Connection)
     exabgp_orders.apply(API, Peer)
+    exabgp_show.apply(API)
     exabgp_speed.apply()
     exabgp_listening.apply(listener)
 

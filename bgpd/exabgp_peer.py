@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 
 from bgpd.announcement import IPV4_UNICAST, IPV6_UNICAST, Announcement, PathAttributes
 
@@ -82,17 +82,24 @@ class AdjRibOut:
         self._unsure = set(self.held)
         self._note_differences()
 
-    def correct(self, prefixes: Iterable[str]) -> int:
-        """ExaBGP, asked when nothing was in flight, holds these. How many differ from ours."""
-        actual = set(prefixes)
-        lost, extra = self.held.keys() - actual, actual - self.held.keys()
+    def correct(self, actual: Mapping[str, Announcement | None]) -> frozenset[str]:
+        """ExaBGP, asked when nothing was in flight, holds these, None with what attributes nobody
+        knows. The prefixes that are not held as commanded; they are commanded again.
+        """
+        lost = self.held.keys() - actual.keys()
+        wrong = {
+            prefix
+            for prefix, route in actual.items()
+            if (commanded := self.held.get(prefix)) is None
+            or (route is not None and not self._agrees(commanded, route))
+        }
         for prefix in lost:
             del self.held[prefix]
-        self.held.update(dict.fromkeys(extra, UNKNOWN))
-        self._unsure |= extra
-        if lost or extra:
+        self.held.update(dict.fromkeys(wrong, UNKNOWN))
+        self._unsure |= wrong
+        if lost or wrong:
             self._note_differences()
-        return len(lost) + len(extra)
+        return frozenset(lost | wrong)
 
     def want(self, routes: Mapping[str, Announcement]) -> None:
         """The newest whole desired state."""
@@ -211,6 +218,16 @@ class AdjRibOut:
             for prefix, route in self._desired().items()
         )
 
+    def unconfirmed(self, limit: int) -> tuple[str, ...]:
+        """Some prefixes, at most `limit`, of which the peer was not yet told what is wanted."""
+        desired = self._desired()
+        found = (
+            prefix
+            for prefix in chain(desired, self.held.keys() - desired.keys())
+            if prefix in self._in_flight or self.held.get(prefix) != desired.get(prefix)
+        )
+        return tuple(islice(found, limit))
+
     @property
     def in_flight(self) -> Collection[str]:
         """Prefixes whose change is commanded and not yet written."""
@@ -224,6 +241,15 @@ class AdjRibOut:
         if self._compared is None or self._compared[0] is not said or self._compared[1] is not seen:
             self._compared = (said, seen, _own(said) == _own(seen))
         return self._compared[2]
+
+    def _agrees(self, commanded: Announcement, actual: Announcement) -> bool:
+        """Whether ExaBGP would send what was commanded, also in what it adds only if we do not."""
+        said, seen = commanded.attributes, actual.attributes
+        if said.as_path and said.as_path != seen.as_path:
+            return False
+        if None not in (said.local_pref, seen.local_pref) and said.local_pref != seen.local_pref:
+            return False
+        return self._is_same(commanded, actual)
 
     def _release(self, prefix: str) -> bool:
         del self._in_flight[prefix]

@@ -29,6 +29,8 @@ from cymric.runtime.pacing import Kick
 FENCE_AFTER_S = 15.0
 """How long a change may be in flight before End-of-RIB is sent behind it to settle it."""
 REFUSED_PAUSE_S = 1.0
+NAMED_PREFIXES = 20
+"""How many prefixes are named of those that differ."""
 
 log = structlog.get_logger()
 
@@ -51,6 +53,7 @@ class PeerSession:
     is_ending: bool = False
     """We ended it and said so; ExaBGP's own word that it is down is still to come."""
     repaired: int = 0
+    repaired_last: tuple[str, ...] = ()
     checked_s: float = 0.0
 
     async def serve(self, link: Link, running: asyncio.Event) -> None:
@@ -136,11 +139,17 @@ class PeerSession:
 
     def proof(self) -> PeerProof:
         """See `Speaker.proof`."""
+        desired, confirmed, pending = (
+            len(self.rib.wanted or {}), self.rib.confirmed, self.rib.pending
+        )  # fmt: skip
+        is_done = confirmed == desired and not pending
         return PeerProof(
-            desired=len(self.rib.wanted or {}),
-            confirmed=self.rib.confirmed,
-            pending=self.rib.pending,
+            desired=desired,
+            confirmed=confirmed,
+            pending=pending,
             missing=self.rib.missing,
+            unconfirmed=() if is_done else self.rib.unconfirmed(NAMED_PREFIXES),
+            repaired_last=self.repaired_last,
             repaired=self.repaired,
             checked_s=self.checked_s,
         )

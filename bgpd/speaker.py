@@ -194,8 +194,9 @@ class PeerProof:
     `desired`: wanted now. `confirmed`: of those, written to the peer as wanted. `pending`: changes
     commanded, or about to be. `missing`: wanted, neither confirmed nor pending; more than 0 for
     longer than a moment is a fault. `repaired`: differences found by comparing with what the
-    speaker itself holds, since this process started. `checked_s`: Unix time of the last such
-    comparison, 0 if none.
+    speaker itself holds, attributes included, since this process started. `checked_s`: Unix time of
+    the last such comparison, 0 if none. `unconfirmed` and `repaired_last` name some prefixes: those
+    of which the peer was not yet told what is wanted, and those of the last repair.
     """
 
     desired: int = 0
@@ -204,6 +205,8 @@ class PeerProof:
     missing: int = 0
     repaired: int = 0
     checked_s: float = 0.0
+    unconfirmed: tuple[str, ...] = ()
+    repaired_last: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

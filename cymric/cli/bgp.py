@@ -169,6 +169,14 @@ def diff(session: Session, form: str) -> None:
             ),
             rows,
         )
+        for one in answer["peers"]:
+            for words, named, count in (
+                ("not told as wanted", one.get("unconfirmed"), one["pending"] + one["missing"]),
+                ("repaired last", one.get("repaired_last"), 0),
+            ):
+                if named:
+                    more = f" and {count - len(named)} more" if count > len(named) else ""
+                    output.note(f"{one['peer']}, {words}: {', '.join(named)}{more}")
         output.note(f"sessions in ExaBGP: {answer['configuration']}")
         if answer["waits_for"]:
             output.note(f"nothing is announced yet: waiting for {answer['waits_for']}")

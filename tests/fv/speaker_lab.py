@@ -117,6 +117,7 @@ class SpeakerLab:
     _namespaces: list[str] = field(default_factory=list)
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _links: int = 0
+    _has_small_buffers: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -136,13 +137,21 @@ class SpeakerLab:
         self.socket = self.run_directory / "speaker.sock"
 
     def small_buffers(self) -> None:
-        """Let TCP hold little, so that a peer that does not read closes its window at once."""
+        """Let TCP hold little, so that a peer that does not read closes its window at once.
+
+        Before any peer is started: a listening socket passes on the buffers it was made with.
+        """
+        assert not self.birds
+        self._has_small_buffers = True
         for namespace in self._namespaces:
-            for which in ("tcp_rmem", "tcp_wmem"):
-                run(
-                    "nsenter", f"--net=/run/netns/{namespace}", "sysctl", "-qw",
-                    f"net.ipv4.{which}=4096 4608 8192",
-                )  # fmt: skip
+            self._shrink_buffers(namespace)
+
+    def _shrink_buffers(self, namespace: str) -> None:
+        for which in ("tcp_rmem", "tcp_wmem"):
+            run(
+                "nsenter", f"--net=/run/netns/{namespace}", "sysctl", "-qw",
+                f"net.ipv4.{which}=4096 4608 8192",
+            )  # fmt: skip
 
     def connections_to(self, address: str) -> list[str]:
         """Established TCP connections of ours with that address, as `ss` lists them."""
@@ -274,6 +283,8 @@ class SpeakerLab:
     def _namespace(self, name: str) -> None:
         run("ip", "netns", "add", f"{self.name}-{name}")
         self._namespaces.append(f"{self.name}-{name}")
+        if self._has_small_buffers:
+            self._shrink_buffers(f"{self.name}-{name}")
 
     def _in(self, name: str) -> tuple[str, ...]:
         return ("nsenter", f"--net=/run/netns/{self.name}-{name}")

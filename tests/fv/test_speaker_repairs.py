@@ -45,7 +45,9 @@ async def lab(tmp_path: Path) -> AsyncIterator[SpeakerLab]:
 async def test_what_exabgp_holds_is_compared_and_repaired(
     lab: SpeakerLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Routes changed behind our back, one gone and one too many, are put right and counted."""
+    """Routes changed behind our back (one gone, one too many, one with other attributes) are put
+    right, named and counted.
+    """
     monkeypatch.setattr(exabgp_proof, "CHECK_EVERY_S", 0.2)
     bird = lab.bird("p1", FIRST)
     lab.write_configuration(session(FIRST))
@@ -60,12 +62,22 @@ async def test_what_exabgp_holds_is_compared_and_repaired(
         assert (proof.pending, proof.missing) == (0, 0)
 
         assert speaker._link is not None
-        for command in (f"withdraw route {A} next-hop self", f"announce route {C} next-hop self"):
+        for command in (
+            f"withdraw route {A} next-hop self",
+            f"announce route {B} next-hop self med 77 community [ 65000:1 ]",
+            f"announce route {C} next-hop self",
+        ):
             assert (await speaker._link.ask(f"neighbor {FIRST} {command}")).ok
-        await eventually(lambda: speaker.proof()[FIRST].repaired == 2, 30)
+        await eventually(lambda: speaker.proof()[FIRST].repaired == 3, 30)
+        assert speaker.proof()[FIRST].repaired_last == (A, C, B)
         await eventually(lambda: listener.is_settled(FIRST), 30)
         await eventually(lambda: bird.routes().keys() == {A, B}, 30)
+        await eventually(lambda: "65000" not in bird.routes()[B], 30)
         assert speaker.proof()[FIRST].confirmed == 2
+        assert speaker.proof()[FIRST].unconfirmed == ()
+        checked_s = speaker.proof()[FIRST].checked_s
+        await eventually(lambda: speaker.proof()[FIRST].checked_s > checked_s, 30)
+        assert speaker.proof()[FIRST].repaired == 3
 
 
 async def test_exabgp_that_ignores_reloads_starts_anew(

@@ -110,8 +110,8 @@ async def test_refresh_brings_all_routes_again(lab: SpeakerLab) -> None:
 
 async def test_last_wanted_state_wins_at_a_peer_that_stands_still(lab: SpeakerLab) -> None:
     """However a prefix flaps while the peer does not read, it ends with what is wanted last."""
-    bird = lab.bird("p1", PEER)
     lab.small_buffers()
+    bird = lab.bird("p1", PEER)
     lab.write_configuration(session(PEER))
     lab.exabgp()
     async with Listener(lab) as listener:
@@ -148,8 +148,8 @@ async def test_last_wanted_state_wins_at_a_peer_that_stands_still(lab: SpeakerLa
 
 async def test_repaired_exabgp_keeps_the_order_of_raw_commands(lab: SpeakerLab) -> None:
     """Without our discipline, commands written back to back still end in the last state."""
-    bird = lab.bird("p1", PEER)
     lab.small_buffers()
+    bird = lab.bird("p1", PEER)
     lab.write_configuration(session(PEER))
     lab.exabgp()
     await eventually(lab.socket.exists)

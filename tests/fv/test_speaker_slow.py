@@ -49,8 +49,8 @@ def meds(bird: Bird) -> dict[str, int]:
 async def test_random_flaps_end_in_the_last_state(lab: SpeakerLab, seed: int) -> None:
     """Announced, changed and withdrawn at random while the window opens and closes."""
     chance = random.Random(seed)
-    bird = lab.bird("p1", PEER)
     lab.small_buffers()
+    bird = lab.bird("p1", PEER)
     lab.write_configuration(session(PEER))
     lab.exabgp()
     async with Listener(lab) as listener:

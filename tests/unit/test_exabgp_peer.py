@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -128,6 +131,10 @@ WANTED = st.dictionaries(st.sampled_from(PREFIXES), st.integers(0, 2)).map(
     lambda meds: {prefix: route(prefix, med) for prefix, med in meds.items()}
 )
 
+CHANGES = st.dictionaries(st.sampled_from(PREFIXES), st.none() | st.integers(0, 2)).map(
+    lambda meds: {p: None if med is None else route(p, med) for p, med in meds.items()}
+)
+
 
 class Session(RuleBasedStateMachine):
     """ExaBGP queues, drops duplicates and writes when it likes; a new bgpd knows nothing.
@@ -152,6 +159,14 @@ class Session(RuleBasedStateMachine):
         """The daemon wants something else."""
         self.wanted = wanted
         self.rib.want(wanted)
+
+    @precondition(lambda self: self.rib.wanted is not None)
+    @rule(changes=CHANGES)
+    def want_changes(self, changes: dict[str, Announcement | None]) -> None:
+        """The daemon wants some prefixes otherwise, and says no more."""
+        wanted = {**self.wanted, **changes}
+        self.wanted = {prefix: one for prefix, one in wanted.items() if one is not None}
+        self.rib.want_changes(changes)
 
     @precondition(lambda self: not self.is_up)
     @rule()
@@ -277,8 +292,51 @@ def test_what_exabgp_lost_or_invented_is_commanded_again() -> None:
     rib = started(a=1)
     rib.take()
     rib.sent(A, route(A, 1))
-    assert rib.correct([A]) == 0
+    assert not rib.correct({A: route(A, 1)})
+    assert not rib.correct({A: None}), "nobody knows its attributes"
     assert not rib.take()
-    assert rib.correct([B]) == 2
+    assert rib.correct({B: None}) == {A, B}
     changes = rib.take()
     assert (changes.announce, changes.withdraw) == ((route(A, 1),), (B,))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "actual", "is_right"),
+    [
+        pytest.param({}, {}, True, id="as commanded"),
+        pytest.param({}, {"med": 7}, False, id="another MED"),
+        pytest.param({"communities": ((1, 2),)}, {}, False, id="a community less"),
+        pytest.param({"communities": ((3, 4), (1, 2))}, {"communities": ((1, 2), (3, 4))}, True,
+                     id="communities in another order"),
+        pytest.param({"local_pref": 200}, {"local_pref": 100}, False, id="another LOCAL_PREF"),
+        pytest.param({"local_pref": 200}, {}, True, id="no LOCAL_PREF to another AS"),
+        pytest.param({}, {"local_pref": 100}, True, id="the LOCAL_PREF that ExaBGP adds"),
+        pytest.param({}, {"as_path": as_sequence(64512)}, True, id="the AS that ExaBGP adds"),
+        pytest.param({"as_path": as_sequence(1, 2)}, {"as_path": as_sequence(1, 3)}, False,
+                     id="another AS path"),
+    ],
+)  # fmt: skip
+def test_attributes_are_compared(
+    wanted: dict[str, Any], actual: dict[str, Any], is_right: bool
+) -> None:
+    """What ExaBGP would send is compared with what was commanded; what differs goes again."""
+    rib = started()
+    commanded = Announcement(A, "192.0.2.1", PathAttributes(**wanted))
+    rib.want({A: commanded})
+    rib.take()
+    rib.sent(A, commanded)
+    found = rib.correct({A: Announcement(A, "192.0.2.1", PathAttributes(**actual))})
+    assert found == (set() if is_right else {A})
+    assert rib.take().announce == (() if is_right else (commanded,))
+    assert rib.unconfirmed(9) == (() if is_right else (A,))
+
+
+def test_what_is_not_confirmed_is_named() -> None:
+    """Also what is still to be withdrawn; never more than asked for."""
+    rib = started(a=1)
+    assert rib.unconfirmed(9) == (A,)
+    rib.sent(A, rib.take().announce[0])
+    assert rib.unconfirmed(9) == ()
+    rib.want({B: route(B)})
+    assert set(rib.unconfirmed(9)) == {A, B}
+    assert len(rib.unconfirmed(1)) == 1
