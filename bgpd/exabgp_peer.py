@@ -44,7 +44,7 @@ class AdjRibOut:
     """One peer's state; `families` are those of the session, empty while it is down."""
 
     families: frozenset[str] = frozenset()
-    wanted: Mapping[str, Announcement] | None = None
+    wanted: dict[str, Announcement] | None = None
     held: dict[str, Announcement] = field(default_factory=dict)
     end_of_rib_commanded: bool = False
     end_of_rib_sent: bool = False
@@ -103,8 +103,25 @@ class AdjRibOut:
 
     def want(self, routes: Mapping[str, Announcement]) -> None:
         """The newest whole desired state."""
-        self.wanted = routes
+        self.wanted = dict(routes)
         self._note_differences()
+
+    def want_changes(self, changes: Mapping[str, Announcement | None]) -> None:
+        """The newest desired state of these prefixes (None: none). There was a whole one before."""
+        assert self.wanted is not None
+        for prefix, route in changes.items():
+            if route is None:
+                self.wanted.pop(prefix, None)
+            else:
+                self.wanted[prefix] = route
+        if not self.families:
+            return
+        desired = self._desired()
+        for prefix in changes:
+            if desired.get(prefix) != self.held.get(prefix) and _family(prefix) in self.families:
+                self._dirty.add(prefix)
+            else:
+                self._dirty.discard(prefix)
 
     def leave(self, *, is_leaving: bool = True) -> None:
         """Withdraw everything before the peer is removed (or want it again after all)."""
