@@ -87,6 +87,7 @@ async def run(
     in_sync = asyncio.Event()
     outgoing = Outgoing(
         speaker.advertise,
+        advertise_changes=speaker.advertise_changes,
         role=lambda prefix: role_of(router, prefix),
         is_empty=lambda prefix: is_empty(router, prefix),
     )
@@ -95,6 +96,7 @@ async def run(
         speaker,
         on_routes_changed=lambda: fib.kick(),
         tell=outgoing.want,
+        tell_changes=outgoing.want_changes,
         on_sessions=lambda wanted: bfd.expect(watched(wanted)),
     )
     bfd = Bfd(settings.run_dir / "bfd.sock", router.on_path_failed, command=bfd_command)

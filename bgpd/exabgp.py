@@ -93,12 +93,18 @@ class ExaBGPSpeaker:
 
     def advertise(self, peer: str, routes: Mapping[str, Announcement]) -> None:
         """See `Speaker`. Raises ValueError for a route that cannot be said in BGP."""
-        for prefix, route in routes.items():
-            if prefix != route.prefix:
-                raise ValueError(f"{prefix} names a route for {route.prefix}")
-            exabgp_commands.attribute_text(route.next_hop, route.attributes)
+        exabgp_commands.check(routes)
         known = self._peer(peer)
-        known.rib.want(dict(routes))
+        known.rib.want(routes)
+        known.kick()
+
+    def advertise_changes(self, peer: str, changes: Mapping[str, Announcement | None]) -> None:
+        """See `Speaker`. Raises ValueError for a route that cannot be said in BGP."""
+        exabgp_commands.check(changes)
+        known = self._peers.get(peer)
+        if known is None or known.rib.wanted is None:
+            raise ValueError(f"nothing was ever advertised to {peer} that could change")
+        known.rib.want_changes(changes)
         known.kick()
 
     def request_refresh(self, peer: str) -> None:

@@ -7,7 +7,7 @@ third of a line each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from bgpd.announcement import Announcement, AsPathSegment, PathAttributes, SegmentKind
 
@@ -36,6 +36,19 @@ def withdraw(peer: str, prefixes: Iterable[str]) -> Iterator[tuple[str, tuple[st
         for chunk in _chunks(of_version):
             line = f"neighbor {peer} withdraw attributes next-hop {nowhere} nlri {' '.join(chunk)}"
             yield line, chunk
+
+
+def check(routes: Mapping[str, Announcement | None]) -> None:
+    """Raises ValueError for a route that is not its key's, or that cannot be said in BGP."""
+    said: tuple[str, PathAttributes] | None = None
+    for prefix, route in routes.items():
+        if route is None:
+            continue
+        if prefix != route.prefix:
+            raise ValueError(f"{prefix} names a route for {route.prefix}")
+        if said is None or said[1] is not route.attributes or said[0] != route.next_hop:
+            attribute_text(route.next_hop, route.attributes)
+            said = route.next_hop, route.attributes
 
 
 def end_of_rib(peer: str, family: str) -> str:

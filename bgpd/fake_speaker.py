@@ -78,10 +78,19 @@ class FakeSpeaker:
 
     def advertise(self, peer: str, routes: Mapping[str, Announcement]) -> None:
         """See `Speaker`. Refuses what ExaBGP would refuse: keys that are not the routes' own."""
-        for prefix, route in routes.items():
-            if prefix != route.prefix:
-                raise ValueError(f"{prefix} names a route for {route.prefix}")
+        _check(routes)
         self.advertised[peer] = dict(routes)
+
+    def advertise_changes(self, peer: str, changes: Mapping[str, Announcement | None]) -> None:
+        """See `Speaker`."""
+        if peer not in self.advertised:
+            raise ValueError(f"nothing was ever advertised to {peer} that could change")
+        _check(changes)
+        for prefix, route in changes.items():
+            if route is None:
+                self.advertised[peer].pop(prefix, None)
+            else:
+                self.advertised[peer][prefix] = route
 
     def request_refresh(self, peer: str) -> None:
         """See `Speaker`."""
@@ -148,3 +157,9 @@ class FakeSpeaker:
     async def run(self) -> None:
         """See `Speaker`: nothing to keep, so it waits to be cancelled."""
         await asyncio.Event().wait()
+
+
+def _check(routes: Mapping[str, Announcement | None]) -> None:
+    for prefix, route in routes.items():
+        if route is not None and prefix != route.prefix:
+            raise ValueError(f"{prefix} names a route for {route.prefix}")

@@ -12,7 +12,8 @@ Invariants
 - While it waits, the speaker is told nothing at all, not an empty set: so nothing is withdrawn that
   an earlier bgpd announced, and no End-of-RIB ends a peer's patience with our restart (RFC 4724).
 - Once open, it stays open: felix may stop, its data plane stays.
-- What was wanted last is kept by reference and told again whenever the drain's phase changes.
+- What was wanted last is kept by reference, in which the router follows changes, and told again
+  whenever the drain's phase changes. Without a drain a change costs what changed, not the whole.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ LOOK_EVERY_S = 0.2
 FOLLOW_EVERY_S = 0.5
 
 Routes = Mapping[str, Announcement]
+Changes = Mapping[str, Announcement | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,7 @@ class Outgoing:
         self,
         advertise: Callable[[str, Routes], None],
         *,
+        advertise_changes: Callable[[str, Changes], None] | None = None,
         role: Callable[[str], Role] = lambda _: Role.BLOCK,
         is_empty: Callable[[str], bool] = lambda _: False,
     ) -> None:
@@ -63,6 +66,7 @@ class Outgoing:
         self.is_open = False
         self.waits_for = ""
         self._advertise = advertise
+        self._advertise_changes = advertise_changes
         self._role = role
         self._is_empty = is_empty
         self._wanted: dict[str, Routes] = {}
@@ -73,6 +77,18 @@ class Outgoing:
         self._wanted[peer] = routes
         self._told.pop(peer, None)  # told again even if equal: whoever asks knows why
         self._tell(peer)
+
+    def want_changes(self, peer: str, routes: Routes, changes: Changes) -> None:
+        """What differs in `routes`, which is the mapping of the last `want`, changed in place."""
+        told = self._told.get(peer)
+        if self._advertise_changes is None or told is None or self._wanted.get(peer) is not routes:
+            self.want(peer, routes)
+        elif told is routes:  # no drain: what is told is what is wanted
+            self._advertise_changes(peer, changes)
+        else:
+            self._told[peer] = self._drained(peer)
+            left = {p: self._told[peer].get(p) for p in changes}
+            self._advertise_changes(peer, left)
 
     def keep(self, peers: Mapping[str, object]) -> None:
         """Forget peers that are gone."""
@@ -147,10 +163,13 @@ class Outgoing:
     def _tell(self, peer: str) -> None:
         if not self.is_open:
             return
-        routes = drained(self._wanted[peer], self._role, self.drain, is_empty=self._is_empty)
+        routes = self._drained(peer)
         if self._told.get(peer) != routes:
             self._told[peer] = routes
             self._advertise(peer, routes)
+
+    def _drained(self, peer: str) -> Routes:
+        return drained(self._wanted[peer], self._role, self.drain, is_empty=self._is_empty)
 
     @property
     def state(self) -> Mapping[str, str]:

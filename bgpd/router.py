@@ -14,7 +14,7 @@ once per turn of the loop. No I/O here: speaker and kernel are ports.
 Invariants
 - Nothing is advertised and no session expected before the datastore is in sync; the speaker is not
   listened to before, either, because nothing it says could be judged.
-- A peer's set is advertised whole, also when it is empty: then the peer gets its End-of-RIB.
+- A peer's set is first advertised whole, also when it is empty: then the peer gets its End-of-RIB.
 - What changes in the Loc-RIB is followed prefix by prefix; what changes in the datastore is worked
   out whole. Both end in the same state.
 """
@@ -73,6 +73,9 @@ from cymric.runtime.pacing import Kick
 log = structlog.get_logger()
 
 Clock = Callable[[], float]
+TellChanges = Callable[[str, Mapping[str, Announcement], Mapping[str, Announcement | None]], None]
+"""Told the peer, its whole Adj-RIB-Out (the mapping told last, changed in place), and what changed.
+"""
 
 NEARLY_FULL = 0.8
 """The share of a peer's prefix limit at which a warning is due."""
@@ -92,6 +95,7 @@ class Router:
         *,
         on_routes_changed: Callable[[], None] = lambda: None,
         tell: Callable[[str, Mapping[str, Announcement]], None] | None = None,
+        tell_changes: TellChanges | None = None,
         on_sessions: Callable[[Sequence[Session]], None] = lambda _: None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -111,6 +115,9 @@ class Router:
         self.resolver = Resolver()
         self._speaker = speaker
         self._tell = tell or speaker.advertise
+        self._tell_changes = tell_changes or (
+            lambda peer, _, changes: speaker.advertise_changes(peer, changes)
+        )
         self._on_routes_changed = on_routes_changed
         self._on_sessions = on_sessions
         self._clock = clock
@@ -119,7 +126,7 @@ class Router:
         self._is_kernel_dirty = False
         self._was_over = False
         self._peers: dict[str, Peer] = {}
-        self._told: dict[str, Mapping[str, Announcement]] = {}
+        self._told: dict[str, dict[str, Announcement]] = {}
         self._local: Mapping[Network, Local] = {}
         self._export_policies: dict[str, ExportPolicy] = {}
         self._exporters: dict[str, Exporter] = {}
@@ -460,9 +467,14 @@ class Router:
         for peer, exporter in self._exporters.items():
             told = self._told[peer]
             news = exporter.changes(settled, self._local, self.rib.loc_rib, told)
-            if news:
-                routes = {**told, **news}
-                self._tell_peer(peer, {p: one for p, one in routes.items() if one is not None})
+            if not news:
+                continue
+            for text, announcement in news.items():
+                if announcement is None:
+                    del told[text]
+                else:
+                    told[text] = announcement
+            self._tell_changes(peer, told, news)
 
     def _follow_exports(self, local: Mapping[Network, Local]) -> None:
         """Own routes, and everything else, to every peer for which anything changed."""
@@ -481,7 +493,7 @@ class Router:
                 self._tell_peer(peer, exporter.whole(local, self.rib.loc_rib))
         self._export_policies = policies
 
-    def _tell_peer(self, peer: str, routes: Mapping[str, Announcement]) -> None:
+    def _tell_peer(self, peer: str, routes: dict[str, Announcement]) -> None:
         if self._told.get(peer) != routes:
             self._told[peer] = routes
             self._tell(peer, routes)

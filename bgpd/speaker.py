@@ -10,6 +10,7 @@ Invariants:
 - A peer is named by the canonical text of its address, a route by the canonical text of its prefix.
 - `advertise` is level, not edge: each call carries everything wanted for that peer, and the newest
   call wins. It may come before the session exists, and needs no repetition when the session flaps.
+  So is `advertise_changes`, prefix by prefix: the newest word about a prefix wins.
 - The first `advertise` for a peer says "this is the full set": the speaker then sends End-of-RIB
   after the routes. A peer that nobody advertised to gets no End-of-RIB.
 - Events arrive in the order the speaker saw them. After `SpeakerLost` every session is down. After
@@ -231,6 +232,13 @@ class Speaker(Protocol):
 
     def advertise(self, peer: str, routes: Mapping[str, Announcement]) -> None:
         """Want exactly `routes` (by prefix) at `peer`, from now on and whatever happens."""
+        ...
+
+    def advertise_changes(self, peer: str, changes: Mapping[str, Announcement | None]) -> None:
+        """Want these prefixes so (None: not at all), all others as before; costs what it names.
+
+        As if the whole set were told with them. Raises ValueError if none ever was.
+        """
         ...
 
     def request_refresh(self, peer: str) -> None:

@@ -27,9 +27,16 @@ class Speaker:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Mapping[str, Announcement]]] = []
+        self.changes: list[dict[str, Announcement | None]] = []
 
     def advertise(self, peer: str, routes: Mapping[str, Announcement]) -> None:
         self.calls.append((peer, dict(routes)))
+
+    def advertise_changes(self, peer: str, changes: Mapping[str, Announcement | None]) -> None:
+        assert self.calls, "changes of nothing"
+        whole = {**next(dict(said) for to, said in reversed(self.calls) if to == peer), **changes}
+        self.changes.append(dict(changes))
+        self.calls.append((peer, {p: one for p, one in whole.items() if one is not None}))
 
 
 @pytest.fixture
@@ -242,3 +249,28 @@ async def running(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize("wish", [Wish.NONE, Wish.REBOOT])
+def test_changes_end_as_the_whole_would(speaker: Speaker, wish: Wish) -> None:
+    """A changed prefix alone is told, as a drain makes it; before anything may be said, nothing."""
+    outgoing = Outgoing(
+        speaker.advertise,
+        advertise_changes=speaker.advertise_changes,
+        role=lambda _: Role.SERVICE,
+    )
+    block = Announcement("198.19.16.0/26", "198.19.0.2", PathAttributes(local_pref=100))
+    routes = dict(ROUTES)
+    outgoing.want(PEER, routes)
+    outgoing.want_changes(PEER, routes, {})
+    assert not speaker.calls
+    outgoing.drain = Drain(wish, Phase.MARKING if wish is Wish.REBOOT else Phase.NONE)
+    outgoing.open()
+    routes[block.prefix] = block
+    outgoing.want_changes(PEER, routes, {block.prefix: block})
+    del routes[SERVICE.prefix]
+    outgoing.want_changes(PEER, routes, {SERVICE.prefix: None})
+    said = marked(block) if wish is Wish.REBOOT else block
+    assert speaker.changes == [{block.prefix: said}, {SERVICE.prefix: None}]
+    assert speaker.calls[-1] == (PEER, {block.prefix: said})
+    assert outgoing.told(PEER) == {block.prefix: said}
