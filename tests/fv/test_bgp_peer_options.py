@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from cymric.model.keys import ResourceKey
 from tests.support.bgp_node import BgpNode
 from tests.support.bird import BirdRouter
 from tests.support.eventually import eventually
+from tests.support.frr import Frr
 from tests.support.routing import block, pool, store
 from tests.support.underlay import Host, Underlay, run
 
@@ -178,3 +179,81 @@ async def test_ignored_interfaces(underlay: Underlay, us: BgpNode) -> None:
                 PATIENCE_S,
             )
         assert bird.since("ours") == since
+
+
+@pytest.mark.parametrize("kind", ["bird", "frr"])
+async def test_peer_that_offers_add_path(underlay: Underlay, us: BgpNode, kind: str) -> None:
+    """A router offers several paths per prefix (RFC 7911), we do not: the best one comes."""
+    tor = underlay.host("tor", 9)
+    # Two paths to one prefix, so that there is something to add.
+    for number, host in ((1, underlay.host("one", 10)), (2, underlay.host("two", 11))):
+        BirdRouter.start(underlay, host, f"""
+protocol static st {{ ipv4; route {THEIRS} blackhole; }}
+protocol bgp up {{
+  local {host.v4} as {65000 + number}; neighbor {tor.v4} as {TOR_ASN};
+  connect delay time 1; connect retry time 1; error wait time 1, 2;
+  ipv4 {{ import none; export all; }};
+}}
+""")  # fmt: skip
+    await tor_peer(us, tor.v4)
+    offers = partial(START[kind], underlay, tor, us.host.v4)
+    async with us.running():
+        is_up, from_us, is_offered = offers()
+        await eventually(is_up, PATIENCE_S)
+        assert is_offered()
+        await eventually(lambda: from_us(OURS), PATIENCE_S)
+        await eventually(lambda: THEIRS in us.kernel(), PATIENCE_S)
+        answer = await us.ask(f"why {THEIRS}")
+        assert [path["as_path"][0][0] for path in answer["paths"]] == [TOR_ASN]
+        assert len(answer["paths"][0]["as_path"][0]) == 2
+
+
+Router = tuple[Callable[[], bool], Callable[[str], bool], Callable[[], bool]]
+
+
+def start_bird(underlay: Underlay, tor: Host, us: str) -> Router:
+    """Whether the session is up, whether a prefix came from us, whether ADD-PATH was offered."""
+    sessions = "".join(
+        f"""
+protocol bgp {name} {{
+  local {tor.v4} as {TOR_ASN}; neighbor {address} as {asn};
+  connect delay time 1; connect retry time 1; error wait time 1, 2;
+  ipv4 {{ import all; export all; add paths on; }};
+}}
+"""
+        for name, address, asn in (
+            ("ours", us, CLUSTER_ASN), ("b1", "198.19.0.10", 65001), ("b2", "198.19.0.11", 65002),
+        )
+    )  # fmt: skip
+    bird = BirdRouter.start(underlay, tor, sessions)
+    return (
+        lambda: bird.is_up("ours") and bird.is_up("b1") and bird.is_up("b2"),
+        lambda prefix: prefix in bird.routes("ours"),
+        lambda: "ADD-PATH" in bird.ask("show protocols all ours"),
+    )
+
+
+def start_frr(underlay: Underlay, tor: Host, us: str) -> Router:
+    """The same."""
+    others = "".join(
+        f" neighbor {address} remote-as {asn}\n neighbor {address} timers connect 1\n"
+        for address, asn in (("198.19.0.10", 65001), ("198.19.0.11", 65002))
+    )
+    frr = Frr.start(underlay, tor, f"""\
+router bgp {TOR_ASN}
+ bgp router-id {tor.v4}
+ no bgp ebgp-requires-policy
+ neighbor {us} remote-as {CLUSTER_ASN}
+ neighbor {us} timers connect 1
+{others} address-family ipv4 unicast
+  neighbor {us} addpath-tx-all-paths
+ exit-address-family
+""")  # fmt: skip
+    return (
+        lambda: all(frr.is_up(peer) for peer in (us, "198.19.0.10", "198.19.0.11")),
+        lambda prefix: prefix in frr.routes(),
+        lambda: "advertised" in str(frr.neighbor(us)["neighborCapabilities"]["addPath"]).lower(),
+    )
+
+
+START: dict[str, Callable[[Underlay, Host, str], Router]] = {"bird": start_bird, "frr": start_frr}
