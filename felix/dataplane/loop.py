@@ -281,7 +281,7 @@ class Dataplane:
         if chosen.order is Order.STAGED:
             await self._switch_to_copies(desired, changes)
         if chosen.order is not Order.TABLES_FIRST:
-            await drivers.ipsets.write(chosen.at_once)
+            await drivers.ipsets.write(chosen.at_once, in_place=chosen.in_place)
         self._want_tables(desired)
         is_done, problem = True, None
         async with asyncio.TaskGroup() as writes:
@@ -297,7 +297,7 @@ class Dataplane:
         if problem is not None:
             raise problem
         if chosen.order is Order.TABLES_FIRST:
-            await drivers.ipsets.write(chosen.at_once)
+            await drivers.ipsets.write(chosen.at_once, in_place=chosen.in_place)
         await drivers.ipsets.delete_unwanted()
         if is_first:
             is_done = await self._lead_to_pods(tasks)

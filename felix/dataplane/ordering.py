@@ -8,7 +8,7 @@ sets switch both together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -29,10 +29,14 @@ class Order(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How to go from one picture to the next; `at_once` names sets to be changed in one step."""
+    """How to go from one picture to the next; `at_once` names sets to be changed in one step.
+
+    `in_place`: the other sets gain members before any of them loses one.
+    """
 
     order: Order
     at_once: frozenset[str] = frozenset()
+    in_place: bool = False
 
 
 class _Sign(Enum):
@@ -60,13 +64,16 @@ def way(before: Desired | None, after: Desired, changes: Collection[SetChange]) 
     order = Order.TABLES_FIRST if go else Order.SETS_FIRST
     signs = _signs(after, {change.id for change in changes})
     at_once: set[str] = set()
+    in_place = False
     for version in {change.ip_version for change in changes}:
         of_family = [change for change in changes if change.ip_version == version]
         if len(of_family) == 1:
             at_once.add(of_family[0].name)
         elif not _one_way(of_family, signs):
-            return staged
-    return Way(order, frozenset(at_once))
+            if not _are_alternatives(after, of_family):
+                return staged
+            in_place = True
+    return Way(order, frozenset(at_once), in_place)
 
 
 def _only_endpoints_differ(before: Desired, after: Desired) -> bool:
@@ -111,6 +118,31 @@ def _one_way(changes: Iterable[SetChange], signs: Mapping[str, _Sign]) -> bool:
     return len(directions) <= 1 and _Sign.UNKNOWN not in directions
 
 
+def _are_alternatives(desired: Desired, changes: Collection[SetChange]) -> bool:
+    """Whether each of these sets only adds to what others allow, so that none needs another.
+
+    Then additions before deletions are as good as all at once: a packet that is let through in
+    between has one of the sets to thank, as it was or as it will be; and whatever set allowed it
+    before does so until the one that allows it afterwards is there. That needs one verdict a
+    packet, of rules that look at the same side of it, and no rule that asks for two of the sets.
+    """
+    changed = {change.id for change in changes}
+    if desired.host_endpoints:
+        return False
+    places: set[bool] = set()
+    for rules, is_inbound in _rules_by_direction(desired):
+        for rule in rules:
+            side = rule.source if is_inbound else rule.destination
+            used = [set_id for set_id in rule.set_ids_in_use if set_id in changed]
+            if not used or rule.action is Verdict.LOG:
+                continue
+            wanted = (*side.set_ids, *side.port_set_ids, *side.service_set_ids)
+            if rule.action is not Verdict.ALLOW or len(used) > 1 or used[0] not in wanted:
+                return False
+            places.add(is_inbound)
+    return len(places) <= 1
+
+
 def _signs(desired: Desired, set_ids: Collection[str]) -> Mapping[str, _Sign]:
     """What these sets do in the rules."""
     found: dict[str, _Sign] = dict.fromkeys(set_ids, _Sign.NOTHING)
@@ -125,12 +157,18 @@ def _signs(desired: Desired, set_ids: Collection[str]) -> Mapping[str, _Sign]:
 
 
 def _rules(desired: Desired) -> Iterable[PolicyRule]:
+    for rules, _ in _rules_by_direction(desired):
+        yield from rules
+
+
+def _rules_by_direction(desired: Desired) -> Iterable[tuple[Sequence[PolicyRule], bool]]:
+    """The rules of each policy and profile, and whether they are about what endpoints receive."""
     for policy in desired.policies.values():
-        yield from policy.inbound
-        yield from policy.outbound
+        yield policy.inbound, True
+        yield policy.outbound, False
     for profile in desired.profiles.values():
-        yield from profile.inbound or ()
-        yield from profile.outbound or ()
+        yield profile.inbound or (), True
+        yield profile.outbound or (), False
 
 
 def _uses(side: EntityMatch) -> Iterable[tuple[tuple[str, ...], bool]]:

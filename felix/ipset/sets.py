@@ -109,31 +109,36 @@ def plan(
     actual: Mapping[str, SavedSet],
     wanted: Mapping[str, SavedSet],
     at_once: Collection[str] = (),
+    *,
+    in_place: bool = False,
 ) -> list[str]:
     """The lines for `ipset restore` that make every wanted set be there as wanted.
 
-    Sets `at_once` are swapped if more than one member differs.
+    Sets `at_once` are swapped if more than one member differs; the others are if most members do,
+    unless all is to be done `in_place`. Of all sets together, additions come first: what moves from
+    one set to another, or changes its prefix length, is then never missing.
     """
-    lines: list[str] = []
+    additions: list[str] = []
+    swaps: list[str] = []
+    deletions: list[str] = []
     names = _temporary_names(actual)
     differing = [name for name, want in wanted.items() if not _is_as(actual.get(name), want)]
     for name in sorted(differing):
         want, have = wanted[name], actual.get(name)
         if have is None:
-            lines += _create(name, want)
+            additions += _create(name, want)
             continue
         gone, new = have.members - want.members, want.members - have.members
         is_same_kind = replace(have, members=want.members) == want
         most = 1 if name in at_once else len(want.members)
-        if is_same_kind and len(gone) + len(new) <= most:
-            # Additions first: a member that changes its prefix length is never missing.
-            lines += [f"add {name} {member}" for member in sorted(new)]
-            lines += [f"del {name} {member}" for member in sorted(gone)]
+        if is_same_kind and (len(gone) + len(new) <= most or (in_place and name not in at_once)):
+            additions += (f"add {name} {member}" for member in sorted(new))
+            deletions += (f"del {name} {member}" for member in sorted(gone))
             continue
         temporary = next(names[want.ip_version])
-        lines += _create(temporary, want)
-        lines += [f"swap {temporary} {name}", f"destroy {temporary}"]
-    return lines
+        swaps += _create(temporary, want)
+        swaps += (f"swap {temporary} {name}", f"destroy {temporary}")
+    return [*additions, *swaps, *deletions]
 
 
 def _is_as(have: SavedSet | None, want: SavedSet) -> bool:
@@ -242,13 +247,14 @@ class IPSets:
         self._actual = actual | sets
         return copies
 
-    async def write(self, at_once: Collection[str] = ()) -> bool:
+    async def write(self, at_once: Collection[str] = (), *, in_place: bool = False) -> bool:
         """Create and update what is wanted; whether anything was written. Raises CommandFailed.
 
-        Sets `at_once` change in one step, however many members do.
+        Sets `at_once` change in one step, however many members do. `in_place`, no set loses any
+        member before all of them have gained theirs.
         """
         actual = await self._known()
-        lines = plan(actual, self._wanted, at_once)
+        lines = plan(actual, self._wanted, at_once, in_place=in_place)
         if lines:
             await self._restore(lines)
         self._actual = actual | self._wanted

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from felix.calc.policies import (
     EntityMatch,
+    HostEndpoint,
     IPSet,
     Policy,
     PolicyId,
@@ -204,6 +205,9 @@ def changed(set_id: str, gained: str = "", lost: str = "", version: int = 4) -> 
 
 ALLOWING = picture(in_sets(Verdict.ALLOW, "a"), in_sets(Verdict.DENY, "b", negated=True))
 DENYING = picture(in_sets(Verdict.DENY, "a"), in_sets(Verdict.ALLOW, "b"))
+EITHER = picture(in_sets(Verdict.ALLOW, "a"), in_sets(Verdict.ALLOW, "b"))
+BOTH = picture(in_sets(Verdict.ALLOW, "a", "b"))
+GUARDED = replace(EITHER, host_endpoints=(HostEndpoint("h", "eth0"),))
 PASSING = picture(in_sets(Verdict.PASS, "a"), in_sets(Verdict.ALLOW, "b"))
 CAME = replace(ALLOWING, endpoints=(POD_A, POD_B))
 
@@ -235,6 +239,18 @@ CAME = replace(ALLOWING, endpoints=(POD_A, POD_B))
         pytest.param(
             ALLOWING, ALLOWING, [changed("a", "x"), changed("b", "", "x")], Order.STAGED,
             id="one opens, one closes",
+        ),
+        pytest.param(
+            EITHER, EITHER, [changed("a", "x"), changed("b", "", "x")], Order.SETS_FIRST,
+            id="from one set that allows to another",
+        ),
+        pytest.param(
+            BOTH, BOTH, [changed("a", "x"), changed("b", "", "x")], Order.STAGED,
+            id="a rule asks for both sets",
+        ),
+        pytest.param(
+            GUARDED, GUARDED, [changed("a", "x"), changed("b", "", "x")], Order.STAGED,
+            id="more than one policy may judge a packet",
         ),
         pytest.param(
             DENYING, DENYING, [changed("a", "x"), changed("b", "x")], Order.STAGED,
