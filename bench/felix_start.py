@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 
 from bench import felix_calc
-from bench.felix_calc import NODE, endpoint
+from bench.felix_calc import NAMESPACES, NODE, endpoint
 from bench.felix_world import Usage, World, batches, inside, main, world
 from bench.row import Row
 from cymric.datastore.api import Transaction, put
@@ -105,13 +105,37 @@ async def _single(here: World, store: EtcdDatastore) -> list[Row]:
     after = await _quiet(here)
     each_ms = 1000 / CHANGES
     what = "one label change of 10,000 endpoints"
+    moved = await _moved(here, store)
     return [
+        *moved,
         Row(what=f"{what}, felix", unit="ms CPU", cymric=(after.cpu_s - before.cpu_s) * each_ms),
         Row(
             what=f"{what}, and the programs it runs",
             unit="ms CPU",
             cymric=(after.children_s - before.children_s) * each_ms,
         ),
+    ]
+
+
+async def _moved(here: World, store: EtcdDatastore) -> list[Row]:
+    """Changes that take an endpoint out of some sets and put it into others, and back."""
+    before = await _quiet(here)
+    for number in range(CHANGES // 2):
+        chosen = here.count - 1 - number
+        key, value = endpoint(chosen, here.count, here.local, "v1")
+        label = f'"app":"app{chosen % felix_calc.APPS}"'.encode()
+        other = f'"app":"app{(chosen + NAMESPACES) % felix_calc.APPS}"'.encode()
+        assert label in value
+        for stored in (value.replace(label, other), value):
+            await put(store, key, stored)
+            await asyncio.sleep(PAUSE_S)
+    after = await _quiet(here)
+    return [
+        Row(
+            what="one label change that moves it from 5 sets to 5 others, felix",
+            unit="ms CPU",
+            cymric=(after.cpu_s - before.cpu_s) * 1000 / CHANGES,
+        )
     ]
 
 
