@@ -6,7 +6,8 @@ Safe by default: a peer cannot pull our traffic by announcing what it should not
 order; the first that holds decides:
 
 1. What can only be wrong is never taken: loops (AS, originator, cluster), next hops that are
-   ourselves, nobody or out of reach (next_hops.py), addresses of workloads here.
+   ourselves, nobody or out of reach (next_hops.py), addresses of workloads here, unless one of
+   them is migrating alive.
 2. The session's BGPFilters accept or reject. What they accept skips 4.
 3. Blocks belong to nodes, and the datastore says to whom. Inside a block only its owner may
    announce anything, and a node that holds an address of it (borrowed) that /32 (/128). Inside our
@@ -35,6 +36,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from bgpd.decision import Path
+from bgpd.exports import LOCAL_PREF
 from bgpd.filters import NO_CHANGES, NO_RULES, Candidate, Changes, Rules
 from bgpd.next_hops import ON_LINK, Resolver
 from bgpd.reflection import has_looped
@@ -88,13 +90,15 @@ class Opinion:
     """What is known of a path before its prefixes are looked at.
 
     `announcer` is the node that announced it, "" for outsiders. `changed` remembers what filters
-    made of the path, by what they changed.
+    made of the path, by what they changed. `interface` is that by which the next hop is reached,
+    where filters may ask for it.
     """
 
     announcer: str
     rules: Rules
     is_next_hop_in_pool: bool
     changed: dict[Changes, Path] | None = None
+    interface: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +108,8 @@ class ImportPolicy:
     `own_addresses` are the node's own; `allowed` pools and service ranges; `claims` the blocks of
     all nodes; `local_workloads` the addresses of workloads here, whose routes are felix' business.
     `rules` are the compiled import filters by peer address. `nodes` gives each node's AS number,
-    `node_by_router_id` the node behind an ORIGINATOR_ID.
+    `node_by_router_id` the node behind an ORIGINATOR_ID; `usual_local_prefs` what nodes give routes
+    to workloads that are not on the move, IPv4 and IPv6.
     """
 
     node: str
@@ -118,6 +123,7 @@ class ImportPolicy:
     nodes: Mapping[str, int] = field(default_factory=dict)
     node_by_router_id: Mapping[str, str] = field(default_factory=dict)
     takes_all: bool = False
+    usual_local_prefs: tuple[int, ...] = (LOCAL_PREF, LOCAL_PREF)
     resolver: Resolver = field(default=ON_LINK, compare=False, repr=False)
     hops: dict[int, Rejection | bool] = field(default_factory=dict, compare=False, repr=False)
 
@@ -152,6 +158,7 @@ class ImportPolicy:
             rules=rules,
             is_next_hop_in_pool=hop,
             changed={} if rules else None,
+            interface=self.resolver.resolve(path.next_hop).interface if rules else "",
         )
 
     def _judge_next_hop(self, hop: Address) -> Rejection | bool:
@@ -178,7 +185,7 @@ class ImportPolicy:
             address = prefix.network_address
             if path.next_hop == address:
                 return Rejection.NEXT_HOP_UNUSABLE  # a route to the next hop through itself
-            if address in self.local_workloads:
+            if address in self.local_workloads and not self._is_moving(prefix, path, opinion):
                 return Rejection.LOCAL_WORKLOAD
         is_allowed = self.takes_all
         if opinion.rules:
@@ -188,6 +195,7 @@ class ImportPolicy:
                     attributes=path.attributes,
                     local_pref=path.local_pref,
                     is_learned=True,
+                    interface=opinion.interface,
                 )
             )
             if verdict == "reject":
@@ -225,10 +233,24 @@ class ImportPolicy:
             return None
         return Rejection.NOT_THE_OWNER
 
+    def _is_moving(self, prefix: Network, path: Path, opinion: Opinion) -> bool:
+        """Whether a node claims a workload of ours with more than the usual preference: one that
+        migrates alive. Whether it may is said by the block, as for any borrowed address.
+        """
+        return (
+            bool(opinion.announcer)
+            and path.local_pref > self.usual_local_prefs[prefix.version == 6]
+        )
+
     def _speaks_for(self, node: str, path: Path, opinion: Opinion) -> bool:
-        """Whether the node announced the path, or a router passes on what began in its AS."""
+        """Whether the node announced the path, or a router passes on what began in its AS.
+
+        A router that leaves its own AS out of the path could pass for the owner: not believed.
+        """
         if opinion.announcer == node:
             return True
+        if not path.peer.is_ibgp and path.neighbour_asn != path.peer.asn:
+            return False
         return bool(path.attributes.as_path) and path.origin_asn == self.nodes.get(node)
 
 
@@ -245,6 +267,7 @@ def import_policy(
     nodes: Mapping[str, int] | None = None,
     node_by_router_id: Mapping[str, str] | None = None,
     resolver: Resolver = ON_LINK,
+    usual_local_prefs: tuple[int, ...] = (LOCAL_PREF, LOCAL_PREF),
 ) -> ImportPolicy:
     """The policy of `node`, from the whole of what the datastore says now."""
     networks = [pool.spec.network for pool in pools]
@@ -267,6 +290,7 @@ def import_policy(
         node_by_router_id=node_by_router_id or {},
         takes_all=annotations.get(IMPORT_ANNOTATION) == IMPORT_ALL,
         resolver=resolver,
+        usual_local_prefs=usual_local_prefs,
     )
 
 

@@ -41,17 +41,15 @@ REMEMBERED = 10_000
 class Resolution:
     """How a next hop is reached: `hops` as the kernel takes them; none, and then `reason` says why.
 
-    `asked` and `devices` are what it depends on: addresses looked up, interfaces used.
+    `interface` is that of the first. `asked` and `devices` are what the answer depends on:
+    addresses looked up, interfaces used.
     """
 
     hops: tuple[NextHop, ...] = ()
     reason: str = ""
+    interface: str = ""
     asked: frozenset[Address] = field(default=frozenset(), compare=False)
     devices: frozenset[int] = field(default=frozenset(), compare=False)
-
-    def is_direct(self, hop: Address) -> bool:
-        """Whether the next hop itself is on-link."""
-        return any(one.gateway == hop for one in self.hops)
 
 
 class Resolver:
@@ -149,8 +147,9 @@ class Resolver:
         found = _follow(routes, hop, MOST_STEPS, asked, devices)
         depends_on = (frozenset(asked), frozenset(devices))
         if isinstance(found, str):
-            return Resolution((), found, *depends_on)
-        return Resolution(tuple(dict.fromkeys(found))[:MOST_HOPS], "", *depends_on)
+            return Resolution((), found, "", *depends_on)
+        gateways = tuple(dict.fromkeys(one for one, _ in found))[:MOST_HOPS]
+        return Resolution(gateways, "", found[0][1], *depends_on)
 
 
 def _follow(
@@ -159,8 +158,8 @@ def _follow(
     steps: int,
     asked: set[Address],
     devices: set[int],
-) -> list[NextHop] | str:
-    """The gateways on the way to `hop`, or why there are none."""
+) -> list[tuple[NextHop, str]] | str:
+    """The gateways on the way to `hop`, each with its device, or why there are none."""
     asked.add(hop)
     held = routes.holding(host_network(hop))
     if held is None:
@@ -168,15 +167,15 @@ def _follow(
     route = held[1]
     if not route.outs:
         return f"{hop} is reached by a route that drops, {route.prefix}"
-    found: list[NextHop] = []
+    found: list[tuple[NextHop, str]] = []
     reason = ""
     for out in route.outs:
         devices.add(out.index)
         gateway = out.gateway
         if gateway is None:
-            found.append(NextHop(hop))
+            found.append((NextHop(hop), out.device))
         elif gateway.is_link_local:  # means something on that device alone
-            found.append(NextHop(gateway, out.device))
+            found.append((NextHop(gateway, out.device), out.device))
         elif steps <= 1 or gateway in asked:
             reason = reason or f"its gateway {gateway} is not on-link"
         else:

@@ -503,9 +503,10 @@ class Router:
             for name, reason in peering.unsupported.items():
                 log.warning("peer cannot be honoured", name=name, reason=reason)
         self.unsupported = peering.unsupported
-        for name, problem in peering.problems.items() - self.problems.items():
-            log.warning("peer is honoured in part", name=name, problem=problem)
-        self.problems = peering.problems
+        problems = {**peering.problems, **self.view.problems()}
+        for name, problem in problems.items() - self.problems.items():
+            log.warning("honoured in part", name=name, problem=problem)
+        self.problems = problems
         sessions = {str(session.peer_address): session for session in peering.sessions}
         if sessions != self.sessions or self._policy is None:
             self._speaker.expect_sessions(peering.sessions)

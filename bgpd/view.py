@@ -9,7 +9,7 @@ place; which claims changed is told once (`take_changed_claims`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -174,6 +174,7 @@ class View:
             nodes={name: inputs.asn(name) for name in self.nodes},
             node_by_router_id={str(inputs.router_id(name)): name for name in self.nodes},
             resolver=resolver,
+            usual_local_prefs=tuple(MOST_PREFERENCE - self.route_priority(v) for v in (4, 6)),
         )
 
     def export_inputs(self) -> ExportInputs:
@@ -223,6 +224,13 @@ class View:
         interface = parse_interface(text)
         is_ours = session.local_address == interface.ip
         return interface.network if is_ours and session.peer_address in interface.network else None
+
+    def problems(self) -> Mapping[str, str]:
+        """Settings that routing does not honour, and why."""
+        if self.cluster is None or self.cluster.spec.program_cluster_routes != "Disabled":
+            return {}
+        name = "BGPConfiguration default: programClusterRoutes Disabled"
+        return {name: "is not honoured: nobody else would write the routes to pods of other nodes"}
 
     def route_priority(self, version: int) -> int:
         """The kernel metric of routes to pods."""

@@ -354,6 +354,7 @@ class BGPConfigurationSpec(Spec, frozen=True, kw_only=True):
     listen_port: int = 0
     """The port to listen on; 0 means not said here."""
     service_load_balancer_aggregation: str = ""
+    program_cluster_routes: str = ""
     communities: tuple[NamedCommunity, ...] = ()
     prefix_advertisements: tuple[PrefixAdvertisement, ...] = ()
     ipv4_normal_route_priority: int = DEFAULT_ROUTE_PRIORITY

@@ -303,6 +303,33 @@ def test_the_metric_that_a_preference_stands_for() -> None:
     assert world.speaker.advertised[OTHER][OWN].attributes.local_pref == 2**31 - 1 - 900
 
 
+def test_a_workload_that_moves_away_alive() -> None:
+    """The node that holds its address and claims it with more than the usual preference gets a
+    route of lower metric than felix' own; with the usual preference, or when it is gone, none.
+    """
+    address, usual = "198.19.16.7", 2**31 - 1 - 1024
+    world = World(block(OWN, "us", {f"{address}/32": "other"}), endpoint("here", "us", address))
+    world.up(OTHER)
+    for local_pref, metric in ((usual, None), (usual + 512, 512), (usual, None)):
+        world.hear(OTHER, f"{address}/32", local_pref=local_pref)
+        wanted = world.router.wanted_in_kernel()
+        assert wanted is not None
+        route = wanted.routes.get(parse_network(f"{address}/32"))
+        assert (None if route is None else route.metric) == metric
+
+
+def test_cluster_routes_cannot_be_left_to_others() -> None:
+    """A setting that is not honoured is named; routes are written all the same."""
+    world = World(configuration(programClusterRoutes="Disabled"))
+    world.up(OTHER)
+    world.hear(OTHER, THEIRS)
+    assert world.kernel == NORMAL
+    (name,) = world.router.problems
+    assert "programClusterRoutes" in name
+    world.learn(configuration(programClusterRoutes="Enabled"))
+    assert not world.router.problems
+
+
 def test_pods_of_other_nodes_cost_nothing() -> None:
     """Another node's block changes with each of its pods; only what bears on routing is news."""
     world = World(endpoint("borrowing", "us", "198.19.16.130"))

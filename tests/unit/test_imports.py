@@ -10,6 +10,7 @@ import pytest
 
 from bgpd.announcement import PathAttributes, as_sequence
 from bgpd.decision import Path, Peer
+from bgpd.exports import LOCAL_PREF
 from bgpd.filters import compile_rules
 from bgpd.imports import (
     IMPORT_ALL,
@@ -19,7 +20,9 @@ from bgpd.imports import (
     claim_on,
     import_policy,
 )
+from bgpd.next_hops import Resolver
 from bgpd.rib import Rejection
+from cymric.kernel.underlay import OtherRoute, Out
 from cymric.model.bgp_filter import BGPFilter, BGPFilterSpec
 from cymric.model.prefix import PrefixMap
 from cymric.model.resources import BGPConfiguration, ObjectMeta
@@ -28,6 +31,7 @@ from tests.support.routing import block, configuration, endpoint, pool
 OWN = "198.19.16.0/26"
 LENT, FREE, MINE = "198.19.16.7/32", "198.19.16.8/32", "198.19.16.9/32"
 BORROWED_HERE = "198.19.17.5"
+ELEVATED = LOCAL_PREF + 1
 
 
 NODES = {"us": 64512, "other": 64512, "third": 64512, "far": 64620}
@@ -341,3 +345,58 @@ def test_what_a_filter_does_to_a_path() -> None:
     assert one.attributes.large_communities == ((64512, 1, 2),)
     assert one.attributes.as_path == as_sequence(65007, 65008, 65001)
     assert asked.judge_prefix(ip_network("198.51.100.0/24"), received, opinion) is one
+
+
+@pytest.mark.parametrize(
+    ("node", "local_pref", "prefix", "expected"),
+    [
+        pytest.param("other", ELEVATED, LENT, None, id="held by the node that claims it"),
+        pytest.param("other", LOCAL_PREF, LENT, Rejection.LOCAL_WORKLOAD, id="as usual"),
+        pytest.param("other", ELEVATED, FREE, Rejection.NOT_BORROWED, id="held by nobody"),
+        pytest.param("", ELEVATED, LENT, Rejection.LOCAL_WORKLOAD, id="an outsider"),
+    ],
+)
+def test_a_workload_that_migrates_alive(
+    node: str, local_pref: int, prefix: str, expected: Rejection | None
+) -> None:
+    """A node that claims a workload of ours with more than the usual preference gets its traffic,
+    if the block says that it holds the address; preference alone is not enough.
+    """
+    here = frozenset(ip_network(one).network_address for one in (LENT, FREE))
+    judged = policy(local_workloads=here).judge(
+        ip_network(prefix), path(node=node, local_pref=local_pref)
+    )
+    assert (judged if isinstance(judged, Rejection) else None) is expected
+
+
+@pytest.mark.parametrize(
+    ("asns", "expected"),
+    [
+        pytest.param((65001, 64620), None, id="the router's AS, then the owner's"),
+        pytest.param((64620,), Rejection.NOT_THE_OWNER, id="the owner's alone"),
+        pytest.param((65002, 64620), Rejection.NOT_THE_OWNER, id="another router's first"),
+    ],
+)
+def test_a_router_that_passes_for_the_owner(
+    asns: tuple[int, ...], expected: Rejection | None
+) -> None:
+    """A router is believed for a block only behind its own AS, so that its path is longer than the
+    owner's own.
+    """
+    offered = path(node="", asn=65001, as_path=as_sequence(*asns))
+    judged = policy().judge(ip_network(FAR_BLOCK), offered)
+    assert (judged if isinstance(judged, Rejection) else None) is expected
+
+
+def test_filters_see_the_interface_of_the_next_hop() -> None:
+    """A rule with `interface` matches by the device through which the next hop is reached."""
+    rule = {"interface": "eth*", "action": "Reject"}
+    spec = msgspec.convert({"importV4": [rule]}, BGPFilterSpec)
+    one = BGPFilter(metadata=ObjectMeta(name="f"), spec=spec)
+    rules = compile_rules(["f"], {"f": one}, direction="import", version=4, is_ibgp=True)
+    offered = path()
+    for device, expected in (("eth0", Rejection.FILTERED), ("bond0", None)):
+        link = OtherRoute(ip_network("198.19.0.0/20"), (Out(None, device, 2),))
+        asked = policy(rules={offered.peer.address: rules}, resolver=Resolver([link]))
+        judged = asked.judge(ip_network(THEIRS), offered)
+        assert (judged if isinstance(judged, Rejection) else None) is expected
