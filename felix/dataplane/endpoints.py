@@ -105,6 +105,7 @@ class EndpointManager:
         self._wanted: dict[Network, Route] = {}
         self._ownership.wanted = self._wanted
         self._refused: frozenset[Network] = frozenset()
+        self._is_applied = False
 
     def want(self, desired: Desired) -> None:
         """State the endpoints; those that went or changed are no longer complete at once."""
@@ -143,6 +144,7 @@ class EndpointManager:
 
     async def apply(self) -> bool:
         """Configure interfaces and write routes; False if something must be tried again soon."""
+        self._is_applied = False
         is_done = await self._configure()
         applied = await self._routes.apply(self._wanted)
         before, self._refused = self._refused, frozenset(applied.refused)
@@ -155,7 +157,13 @@ class EndpointManager:
             is_done = False
             log.warning("route refused", prefix=str(prefix), reason=refusal.reason)
         metrics.ROUTES.labels("254").set(len(self._wanted) - len(applied.refused))
+        self._is_applied = is_done and not applied.refused
         return is_done
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether `apply` has anything to do."""
+        return not self._is_applied
 
     def report(self) -> None:
         """Write and remove status files of what changed; call when policy is in the kernel."""
@@ -186,6 +194,7 @@ class EndpointManager:
         self._look_at(names)
 
     def _look_at(self, names: tuple[str, ...]) -> None:
+        self._is_applied = False
         self._to_configure.update(names)
         self._to_report.update(names)
 

@@ -270,8 +270,7 @@ class Dataplane:
             self._want(desired)
         elif self._settled is desired and not any(table.is_pending for table in drivers.all_tables):
             # Nearly all that happens in a large cluster is no news to this node.
-            is_done = await self._lead_to_pods(tasks)
-            await drivers.ipsets.delete_unwanted()
+            is_done = not drivers.endpoints.is_pending or await self._lead_to_pods(tasks)
             drivers.endpoints.report()
             return is_done
         # Order matters: the kernel refuses a rule naming a missing set, and to destroy a used one.
