@@ -100,9 +100,18 @@ def questions(count: int) -> st.SearchStrategy[list[Question]]:
     return st.integers(0, 2**40).map(lambda seed: packets(seed, count))
 
 
-def cluster(seed: object, *, early: bool = True) -> Stored:
-    """The cluster of a seed; without `early` there is no untracked and no pre-DNAT policy."""
-    return _Maker(Random(f"cluster {seed}"), early=early).cluster()
+def cluster(seed: object) -> Stored:
+    """The cluster of a seed."""
+    return _Maker(Random(f"cluster {seed}")).cluster()
+
+
+def selective_cluster(seed: object) -> Stored:
+    """One whose verdicts depend on IP sets as much as can be, and on the filter table alone.
+
+    Endpoints are labelled, rules ask for little else than labels and names of ports, and there is
+    no untracked and no pre-DNAT policy.
+    """
+    return _Selective(Random(f"selective {seed}")).cluster()
 
 
 def packets(seed: object, count: int) -> list[Question]:
@@ -117,9 +126,10 @@ def packets(seed: object, count: int) -> list[Question]:
 
 
 class _Maker:
-    def __init__(self, chance: Random, *, early: bool) -> None:
+    classes = _CLASSES
+
+    def __init__(self, chance: Random) -> None:
         self._chance = chance
-        self._classes = _CLASSES if early else _CLASSES[:4]
 
     def _one(self, choices: Sequence[T]) -> T:
         return self._chance.choice(choices)
@@ -231,7 +241,7 @@ class _Maker:
         if is_global:
             if self._is(0.2):
                 spec["namespaceSelector"] = self._one(_PARENT)
-            spec |= self._one(self._classes)
+            spec |= self._one(self.classes)
         return spec
 
     def _rules(self, most: int, least: int = 0) -> list[Spec]:
@@ -290,6 +300,42 @@ class _Maker:
         if has_ports and self._is(0.15):
             return [*_MANY_PORTS, *self._some(_NAMES, 1, 0)]
         return self._some(ports, 3)
+
+
+class _Selective(_Maker):
+    classes = _CLASSES[:4]
+
+    def _labels(self, *more: str) -> dict[str, str]:
+        return {name: self._one("ab") for name in ("app", "role", *more)}
+
+    def _ports(self) -> list[Spec]:
+        return [
+            {"name": name, "protocol": protocol, "port": port}
+            for name, port in zip(_NAMES, self._chance.sample([53, 80], 2), strict=False)
+            for protocol in ("TCP", "UDP")
+        ]
+
+    def _nets(self) -> Spec:
+        return {"nets": self._some(_SMALL_NETS, 3), "labels": self._labels()}
+
+    def _rules(self, most: int, least: int = 0) -> list[Spec]:
+        return [self._rule() for _ in range(self._chance.randint(2, 4))]
+
+    def _rule(self) -> Spec:
+        rule: Spec = {"action": self._one(["Allow", "Deny", "Allow", "Deny", "Pass"])}
+        if self._is(0.4):
+            rule["protocol"] = self._one(["TCP", "UDP"])
+            side = "destination" if self._is(0.8) else "source"
+            rule[side] = {"ports": [self._one(_NAMES[:2])]}
+        name = "notSelector" if self._is(0.2) else "selector"
+        rule.setdefault(self._one(["source", "source", "destination"]), {})[name] = self._one(
+            _EQUAL
+        )
+        return rule
+
+
+_SMALL_NETS = ("198.19.8.1", "198.19.9.1", "198.19.1.1", "fd00:198:8::1", "fd00:198:1::1")
+_EQUAL = tuple(f"{name} == '{value}'" for name in ("app", "role") for value in "ab")
 
 
 def _question(chance: Random) -> Question | None:
