@@ -62,14 +62,13 @@ def way(before: Desired | None, after: Desired, changes: Collection[SetChange]) 
     if come and go:
         return staged
     order = Order.TABLES_FIRST if go else Order.SETS_FIRST
-    signs = _signs(after, {change.id for change in changes})
     at_once: set[str] = set()
     in_place = False
     for version in {change.ip_version for change in changes}:
         of_family = [change for change in changes if change.ip_version == version]
         if len(of_family) == 1:
             at_once.add(of_family[0].name)
-        elif not _one_way(of_family, signs):
+        elif not _one_way(of_family, _signs(after, {change.id for change in of_family})):
             if not _are_alternatives(after, of_family):
                 return staged
             in_place = True
