@@ -19,6 +19,7 @@ import asyncio
 import gc
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 
 import structlog
 
@@ -33,6 +34,7 @@ from bgpd.router import Router
 from bgpd.session_log import SessionLog
 from bgpd.speaker import Speaker
 from bgpd.status import Questions, bfd_words, serve_questions
+from bgpd.tcp_view import PROC_NET
 from bgpd.underlay_watch import UnderlayWatch
 from bgpd.view import prefixes
 from cymric.datastore.api import Datastore
@@ -77,11 +79,13 @@ async def run(
     *,
     underlay: Underlay | None = None,
     bfd_command: Sequence[str] | None = None,
+    proc_net: Path = PROC_NET,
 ) -> None:
     """Run on any datastore, speaker and kernel until cancelled.
 
     Without `underlay` every next hop is taken to be on-link. `bfd_command` starts the BFD process,
-    if not with our interpreter and where we are.
+    if not with our interpreter and where we are. `proc_net`: what the kernel tells of TCP
+    where the speaker is.
     """
     health.expect(IN_SYNC, KERNEL)
     in_sync = asyncio.Event()
@@ -103,7 +107,7 @@ async def run(
     fib = Fib(routes, router.wanted_in_kernel, on_applied=lambda: health.set_ready(KERNEL))
     watch = UnderlayWatch(underlay, router.resolver, router.on_underlay, fib.doubt)
     sessions = SessionLog()
-    questions = Questions(router, speaker, fib, sessions, outgoing)
+    questions = Questions(router, speaker, fib, sessions, outgoing, proc_net=proc_net)
     questions.bfd = lambda: bfd_words(bfd.sessions())
     drain_status = DrainStatus(store, settings.node_name)
 

@@ -28,6 +28,7 @@ from bgpd.bird_socket import Daemon, Row
 from bgpd.decision import Path, lost_at
 from bgpd.fib import Fib
 from bgpd.listings import Stream, advertised, chosen, received
+from bgpd.md5_watch import Md5Watch, Watched
 from bgpd.metrics import measure_once
 from bgpd.outgoing import Outgoing
 from bgpd.rib import AdjRibIn
@@ -55,6 +56,7 @@ class Questions:
         sessions: SessionLog,
         outgoing: Outgoing,
         clock: Callable[[], float] = time.time,
+        proc_net: FilePath = tcp_view.PROC_NET,
     ) -> None:
         self._router = router
         self._speaker = speaker
@@ -63,7 +65,8 @@ class Questions:
         self._outgoing = outgoing
         self._clock = clock
         self._started_s = clock()
-        self._drops = tcp_view.look().drops
+        self._proc_net = proc_net
+        self._md5 = Md5Watch(proc_net)
         self.bfd: Callable[[], Mapping[str, str]] = dict
         """State of BFD by peer, for the peers it watches."""
 
@@ -112,7 +115,8 @@ class Questions:
 
     def _status(self) -> Mapping[str, Any]:
         router, speaker = self._router, self._speaker.status()
-        tcp = tcp_view.look() if len(router.up) < len(router.sessions) else TcpView()
+        is_down = len(router.up) < len(router.sessions)
+        tcp = tcp_view.look(self._proc_net) if is_down else TcpView()
         bfd, proofs = self.bfd(), self._speaker.proof()
         return {
             "node": router.view.node,
@@ -183,8 +187,8 @@ class Questions:
                 session.peer_port,
                 is_passive=session.is_passive,
                 has_password=session.password is not None,
-                drops=tcp.drops.since(self._drops),
             )
+        hint = "; ".join(filter(None, (self._md5.suspicion(session.peer_address), hint)))
         error = record.last_error
         return {
             "families": sorted(record.families) if is_up else [],
@@ -273,6 +277,14 @@ class Questions:
         """Keep the gauges, until cancelled."""
         while True:
             measure_once(self._router, self._speaker, self._sessions, self._outgoing)
+            self._md5.note(
+                Watched(
+                    peer=session.peer_address,
+                    has_password=session.password is not None,
+                    is_up=address in self._router.up,
+                )
+                for address, session in self._router.sessions.items()
+            )
             await asyncio.sleep(MEASURE_S)
 
 

@@ -1,10 +1,11 @@
 """What TCP is doing for a session that is not up: the part of the story that ExaBGP does not tell.
 
-    /proc/net/tcp, tcp6, netstat ─▶ parse (pure) ─▶ hint ─▶ status
+    /proc/net/tcp, tcp6 ─▶ parse (pure) ─▶ hint ─▶ status
+    /proc/net/netstat ─▶ drops ─▶ md5_watch.py ─┘
 
-Read only when somebody asks about a session that is down. A SYN that nobody answers looks the same
-for a peer that is off, a filter and a wrong password; the kernel's counters of refused MD5
-signatures tell the last apart. They count for the whole node, so they raise a suspicion, no more.
+Connections are read only when somebody asks about a session that is down, or when signatures fail.
+A SYN that nobody answers looks the same for a peer that is off, a filter and a wrong password; the
+kernel's counters of refused MD5 signatures tell the last apart.
 
 Source: proc(5); Linux' SNMP counters TcpExt; RFC 2385 (segments that fail are dropped unanswered).
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cymric.model.net import Address
@@ -47,23 +48,43 @@ class Md5Drops:
             self.wrong - before.wrong,
         )
 
+    def plus(self, more: Md5Drops) -> Md5Drops:
+        """Both together."""
+        return Md5Drops(
+            self.missing + more.missing,
+            self.unexpected + more.unexpected,
+            self.wrong + more.wrong,
+        )
+
+    def with_password(self) -> Md5Drops:
+        """What peers may have sent for whom a password is configured here."""
+        return replace(self, unexpected=0)
+
+    def without_password(self) -> Md5Drops:
+        """What peers may have sent for whom none is."""
+        return Md5Drops(unexpected=self.unexpected)
+
 
 @dataclass(frozen=True, slots=True)
 class TcpView:
-    """Connections being made or standing, by the other side's address and port."""
+    """Connections being made or standing, by the other side's address and port.
+
+    `unheard`: addresses to which a standing connection sends again and again what it has sent.
+    """
 
     states: Mapping[tuple[Address, int], str] = field(default_factory=dict)
-    drops: Md5Drops = Md5Drops()
+    unheard: frozenset[Address] = frozenset()
 
 
 def look(directory: Path = PROC_NET) -> TcpView:
     """What the kernel of our network namespace says; empty where it does not say anything."""
-    return TcpView(
-        states=connections(
-            line for name in ("tcp", "tcp6") for line in _lines(directory / name)[1:]
-        ),
-        drops=md5_drops(_lines(directory / "netstat")),
-    )
+    lines = [line for name in ("tcp", "tcp6") for line in _lines(directory / name)[1:]]
+    return TcpView(states=connections(lines), unheard=unheard(lines))
+
+
+def drops(directory: Path = PROC_NET) -> Md5Drops:
+    """What the kernel of our network namespace dropped for its signature, since it began."""
+    return md5_drops(_lines(directory / "netstat"))
 
 
 def connections(lines: Iterable[str]) -> dict[tuple[Address, int], str]:
@@ -75,6 +96,15 @@ def connections(lines: Iterable[str]) -> dict[tuple[Address, int], str]:
             host, _, port = words[2].partition(":")
             found[_address(host), int(port, 16)] = state
     return found
+
+
+def unheard(lines: Iterable[str]) -> frozenset[Address]:
+    """Where nobody acknowledges: established, and retransmitted at least twice."""
+    return frozenset(
+        _address(words[2].partition(":")[0])
+        for words in map(str.split, lines)
+        if len(words) > 6 and _STATES.get(words[3]) == "ESTABLISHED" and int(words[6], 16) >= 2
+    )
 
 
 def md5_drops(lines: Iterable[str]) -> Md5Drops:
@@ -93,31 +123,18 @@ def hint(
     *,
     is_passive: bool,
     has_password: bool,
-    drops: Md5Drops,
 ) -> str:
-    """A sentence about a session that is not up; `drops` since we started. May be empty."""
-    suspicion = ""
-    if has_password and (drops.wrong or drops.missing):
-        suspicion = (
-            f"segments with a wrong or no TCP MD5 signature were dropped here "
-            f"({drops.wrong} wrong, {drops.missing} without): does the password differ?"
-        )
-    elif not has_password and drops.unexpected:
-        suspicion = (
-            f"{drops.unexpected} segments with a TCP MD5 signature were dropped here: "
-            "does the peer use a password, and this side none?"
-        )
+    """A sentence about a session that is not up. May be empty."""
     match view.states.get((peer, port)):
         case "SYN_SENT":
             doing = f"TCP: port {port} of the peer does not answer: off, filtered"
-            doing += ", or the password differs" if has_password else ""
+            return doing + (", or the password differs" if has_password else "")
         case "ESTABLISHED":
-            doing = "TCP is connected, BGP is not: see the last error"
+            return "TCP is connected, BGP is not: see the last error"
         case _ if is_passive:
-            doing = "waiting for the peer to connect"
+            return "waiting for the peer to connect"
         case _:
-            doing = ""
-    return "; ".join(filter(None, (doing, suspicion)))
+            return ""
 
 
 def _lines(path: Path) -> list[str]:

@@ -79,6 +79,9 @@ def _here(session: Session, form: str) -> None:
             output.boxed(_HEADING, rows)
         elif version == 4:
             click.echo("No IPv4 peers found.")
+    for peer in peers:
+        if peer.get("hint"):
+            output.note(f"{peer['address']}: {peer['hint']}")
     for name, why in answer.get("unsupported_peers", {}).items():
         output.note(f"BGPPeer {name} is not served: {why}")
     for name, why in answer.get("problems", {}).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,44 @@ async def test_password_changes_without_touching_other_sessions(
         assert birds["two"].since("ours") == since_two
 
 
+async def test_a_password_that_changed_is_told_of_the_session_it_concerns(
+    underlay: Underlay, us: BgpNode
+) -> None:
+    """FRR changes its password under a session: that one is named with its cause, before and after
+    the hold timer, the other is not; with the right password nothing is said any more.
+    """
+    tor, other = underlay.host("tor", 9), underlay.host("other", 8)
+    frr = Frr.start(underlay, tor, frr_configuration(us.host, 4, "password one"))
+    bird = BirdRouter.start(
+        underlay, other, bird_configuration(other, us.host, asn=64902, password="two")
+    )
+    for name, host, asn in (("one", tor, TOR_ASN), ("two", other, 64902)):
+        await secret(us, name, name)
+        spec = {"peerIP": host.v4, "asNumber": asn, "keepaliveTime": "3s"}
+        await resource(us, "BGPPeer", name, {**spec, "password": password_of(name)})
+
+    async def hints() -> dict[str, str]:
+        return {peer["address"]: peer["hint"] for peer in (await us.ask())["peers"]}
+
+    async def is_named() -> bool:
+        return (await hints())[tor.v4].startswith("the password differs from the peer's")
+
+    async with us.running():
+        await eventually(lambda: frr.is_up(us.host.v4) and bird.is_up("ours"), PATIENCE_S)
+        await eventually(lambda: is_silent(hints), PATIENCE_S)
+        frr.load(f"router bgp {TOR_ASN}\n neighbor {us.host.v4} password changed\n")
+        await eventually(is_named, PATIENCE_S)
+        assert (await hints())[other.v4] == ""
+        await secret(us, "one", "changed")
+        await eventually(lambda: frr.is_up(us.host.v4), PATIENCE_S)
+        await eventually(lambda: is_silent(hints), PATIENCE_S)
+
+
+async def is_silent(hints: Callable[[], Awaitable[dict[str, str]]]) -> bool:
+    """Whether nothing is said of any session."""
+    return not any((await hints()).values())
+
+
 async def test_wrong_password_is_no_session(underlay: Underlay, us: BgpNode) -> None:
     """The kernel drops every packet signed with another password; the right one mends it."""
     host = underlay.host("one", 7)
@@ -236,6 +274,12 @@ async def test_wrong_password_is_no_session(underlay: Underlay, us: BgpNode) -> 
     await resource(us, "BGPPeer", "one", spec)
     async with us.running():
         await eventually(lambda: counter(us.host, "TCPMD5Failure") > 0, PATIENCE_S)
+
+        async def is_named() -> bool:
+            [told] = (await us.ask())["peers"]
+            return str(told["hint"]).startswith("the password differs from the peer's")
+
+        await eventually(is_named, PATIENCE_S)
         assert not bird.is_up("ours")
         await secret(us, "one", "right")
         await eventually(lambda: bird.is_up("ours"), PATIENCE_S)

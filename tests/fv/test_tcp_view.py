@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.root]
 
 CONNECT = """
 import socket, struct, sys
-from bgpd.tcp_view import look
+from bgpd.tcp_view import drops, look
 
 TCP_MD5SIG = 14
 
@@ -25,7 +25,7 @@ def expect(sock, address, password):
         key = struct.pack("=BBHI80s", 0, 0, len(password), 0, password.encode())
         sock.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, peer + key)
 
-before = look().drops
+before = drops()
 listener, caller = socket.socket(), socket.socket()
 listener.bind(("127.0.0.1", 0))
 expect(listener, "127.0.0.2", sys.argv[1])
@@ -40,8 +40,8 @@ except TimeoutError:
 seen = look()
 address, port = listener.getsockname()
 states = {(str(host), at): state for (host, at), state in seen.states.items()}
-drops = seen.drops.since(before)
-print(states.get((address, port)), drops.missing > 0, drops.unexpected > 0, drops.wrong > 0)
+new = drops().since(before)
+print(states.get((address, port)), new.missing > 0, new.unexpected > 0, new.wrong > 0)
 """
 
 

@@ -70,7 +70,7 @@ class BgpNode:
         """All three for as long as the block lasts; a failure of any fails the block."""
         settings = self.settings
         settings.run_dir.mkdir(exist_ok=True)
-        self.exabgp()
+        exabgp = self.exabgp()
         speaker = ExaBGPSpeaker(settings.speaker_socket, settings.exabgp_config)
         with opened(f"/run/netns/{self.host.namespace}") as descriptor, visiting(descriptor):
             routes, under = RouteTable(), KernelUnderlay()
@@ -79,7 +79,15 @@ class BgpNode:
                 confd.daemon.run(settings, Health(), self.store, HostCommands()), name="confd"
             ),
             asyncio.create_task(
-                bgpd.daemon.run(settings, Health(), self.store, speaker, routes, underlay=under),
+                bgpd.daemon.run(
+                    settings,
+                    Health(),
+                    self.store,
+                    speaker,
+                    routes,
+                    underlay=under,
+                    proc_net=Path(f"/proc/{exabgp.pid}/net"),
+                ),
                 name="bgpd",
             ),
         ]
