@@ -303,10 +303,9 @@ def test_changes_made_while_felix_was_away(lab: FelixLab, pods: tuple[Pod, Pod])
     assert gone.interface not in filter_text
     assert leftover not in filter_text
     assert not lab.status_file(gone).exists()
-    sets = lab.on_node("ipset", "list", "-n").split()
-    assert "cali40stale" not in sets
-    assert "theirs" in sets
     started = time.monotonic()
+    eventually_now(lambda: "cali40stale" not in lab.on_node("ipset", "list", "-n").split(), 10.0)
+    assert "theirs" in lab.on_node("ipset", "list", "-n").split()
     eventually_now(lambda: not lab.on_node("ip", "route", "show", "198.19.16.8/32"), 20.0)
     assert time.monotonic() - started > 5, "a route nobody wants has ten seconds of grace"
     assert pods[0].pings(pods[1].address)
