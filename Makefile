@@ -38,4 +38,4 @@ down: ## Take the lab away (root)
 	./labs/lab down
 
 bench: ## Measure, each line with a peer beside us (root)
-	$(PYTHON) -m bench
+	./bench/run
