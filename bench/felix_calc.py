@@ -96,8 +96,12 @@ def policy(number: int) -> Stored:
         "ingress": [rule],
     }
     # Those of a namespace are about all in it, so that most of the policies are active here.
-    if number % 10:
+    if number >= POLICIES:
+        # More than a node is ever subject to: the others are about somebody else's pods.
+        spec["selector"] = f"tenant == 'tenant{number}'"
+    elif number % 10:
         spec["selector"] = "version starts with 'v'"
+    if number % 10:
         name = f"policy{number}"
         return resource("NetworkPolicy", "networkpolicies", name, spec, namespace=namespace)
     return resource("GlobalNetworkPolicy", "globalnetworkpolicies", f"policy{number}", spec)

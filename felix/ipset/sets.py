@@ -19,7 +19,7 @@ from itertools import count
 
 import structlog
 
-from cymric.kernel.command import CommandFailed, Commands
+from cymric.kernel.command import DEFAULT_TIMEOUT_S, CommandFailed, Commands
 from cymric.model.net import Network
 from felix import metrics
 from felix.rules.names import SET_PREFIX_BY_VERSION, set_name
@@ -30,6 +30,8 @@ _OURS = (*SET_PREFIX_BY_VERSION.values(), *TEMPORARY_PREFIX_BY_VERSION.values())
 SAVE = ("ipset", "save")
 RESTORE = ("ipset", "restore", "-exist")
 
+MOST_S_PER_LINE = 0.005
+"""Slower than that, added to what any program may take, a restore counts as stuck."""
 RELEASE_S = 0.5
 """The kernel lets go of a set a while after the rule that named it went; earlier it refuses."""
 
@@ -314,7 +316,9 @@ class IPSets:
         metrics.SET_CALLS.inc()
         try:
             # One process is kept and fed: starting it takes longer than the work.
-            await self._commands.feed(RESTORE, "\n".join((*lines, "COMMIT", "")))
+            text = "\n".join((*lines, "COMMIT", ""))
+            within_s = DEFAULT_TIMEOUT_S + len(lines) * MOST_S_PER_LINE
+            await self._commands.feed(RESTORE, text, timeout_s=within_s)
         except CommandFailed:
             metrics.SET_ERRORS.inc()
             raise

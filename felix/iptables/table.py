@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from cymric.kernel.command import CommandFailed, Commands
+from cymric.kernel.command import DEFAULT_TIMEOUT_S, CommandFailed, Commands
 from felix import metrics
 from felix.iptables.backend import Backend
 from felix.iptables.plan import RenderedTable, plan, render_again
@@ -27,6 +27,8 @@ from felix.rules.rule import TableContent
 ATTEMPTS = 10
 FIRST_PAUSE_S = 0.001
 LONGEST_CHECK_INTERVAL_S = 3600.0
+MOST_S_PER_LINE = 0.005
+"""Slower than that, added to what any program may take, a restore counts as stuck."""
 
 log = structlog.get_logger()
 
@@ -171,7 +173,8 @@ class Table:
         metrics.RESTORES.inc()
         metrics.TABLE_LINES.labels(self._version, self.name).inc(lines)
         try:
-            await self._commands.feed(self._backend.restore(), text)
+            within_s = DEFAULT_TIMEOUT_S + lines * MOST_S_PER_LINE
+            await self._commands.feed(self._backend.restore(), text, timeout_s=within_s)
         except CommandFailed:
             metrics.RESTORE_ERRORS.inc()
             log.debug("refused transaction", **self._labels, text=text)
