@@ -9,7 +9,8 @@ Invariants:
 - stdin is always read. ExaBGP blocks, and all its sessions with it, when nobody reads.
 - Lines are forwarded whole, in both directions. What a dead bgpd left half-written is dropped.
 - One bgpd at a time; a new connection replaces the old one. It gets a greeting line: who ExaBGP is,
-  whether events were lost since the last bgpd, and OPEN and `up` event of each live session.
+  whether events were lost since the last bgpd, and OPEN and `up` event of each live session; then
+  the OPEN of each that is not up yet.
 - Answers to commands of an earlier bgpd never reach a later one: its commands wait until the
   earlier ones are answered (or ExaBGP said nothing for `STALE_ANSWER_S`).
 - A bgpd too slow to keep up is cut off; it comes back and is told that events were lost.
@@ -198,6 +199,10 @@ class Relay:
         }
         self.lost = False
         self.client.unsent += json.dumps(greeting).encode() + b"\n"
+        # Sessions that are about to be up: their OPEN was told before anybody listened.
+        for peer, event in self.open_by_peer.items():
+            if peer not in self.session_by_peer:
+                self.client.unsent += json.dumps(event).encode() + b"\n"
 
     def drop_client(self) -> None:
         """Forget bgpd; answers still to come are nobody's."""

@@ -128,6 +128,26 @@ def test_greeting_names_exabgp_and_what_is_up(relay: Relay) -> None:
     ]
 
 
+def test_an_open_that_came_before_bgpd_is_told_again(relay: Relay) -> None:
+    """Between OPEN and `up` a session is in no greeting; its `up` event alone would leave bgpd
+    without the peer's router ID, restart time and refresh.
+    """
+    opened = event("open", direction="receive", open={"asn": 1})
+    earlier = relay.connect()
+    relay.say(opened)
+    assert earlier.line() == opened  # so it was read
+    client = relay.connect()
+    assert client.greeting["sessions"] == []
+    assert json.loads(client.line()) == json.loads(opened)
+    up = event("state", state="up")
+    relay.say(up)
+    assert client.line() == up
+    late = relay.connect()
+    assert late.greeting["sessions"] == [[json.loads(opened), json.loads(up)]]
+    relay.say(b"text\n")
+    assert late.line() == b"text\n"
+
+
 def test_loss_is_told_once(relay: Relay) -> None:
     """What came while nobody listened is gone, and the next bgpd, only, is told so."""
     first = relay.connect()
