@@ -112,3 +112,47 @@ async def test_the_real_exabgp_judges_the_file(tmp_path: Path) -> None:
     broken.write_text(golden.read_text() + "neighbor 192.0.2.9 {\n  nonsense 1;\n}\n")
     assert await is_accepted(golden)
     assert not await is_accepted(broken)
+
+
+class Busy(Quiet):
+    """Peers with changes in flight until somebody has waited for a while, having paused them."""
+
+    def __init__(self) -> None:
+        self.is_paused = False
+        self.waits = 0
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def is_quiet(self) -> bool:
+        self.waits += 1
+        return self.is_paused and self.waits > 3
+
+    def resume(self) -> None:
+        self.is_paused = False
+
+
+async def test_a_reload_waits_until_nothing_is_in_flight(tmp_path: Path) -> None:
+    """Commands pause and what is in flight settles before `reload`; stock ExaBGP would drop it."""
+    path = tmp_path / "exabgp.conf"
+    path.write_text(HEADER.format(label=1))
+    peers, exabgp = Busy(), Deaf(path)
+    at_reload: list[tuple[bool, bool]] = []
+
+    async def ask(command: str, *, alone: bool = False) -> Reply:
+        if command == "reload":
+            at_reload.append((peers.is_paused, peers.waits > 3))
+            exabgp.running = path.read_text().split()[-1]
+        return await exabgp.ask(command, alone=alone)
+
+    async def accepts(_path: Path) -> bool:
+        return True
+
+    reloader = Reloader(path, ask, peers, restart=exabgp.restart, is_accepted=accepts)
+    running = asyncio.create_task(reloader.run())
+    try:
+        await eventually(lambda: reloader.status.running == reloader.status.wanted != {}, 30)
+    finally:
+        running.cancel()
+    assert at_reload == [(True, True)]
+    assert not peers.is_paused
