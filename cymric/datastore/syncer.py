@@ -6,11 +6,14 @@ nothing outside may be removed. When history was compacted or the cluster wiped,
 listed again and only the difference is delivered: changed values, and a deletion for each key that
 vanished.
 
-    datastore ─ list, watch ─▶ decode once ─▶ Update(key, value | None) ─▶ on_updates(batch)
+    datastore ─ list, watch ─▶ gather ─▶ decode once ─▶ Update(key, value | None) ─▶ on_updates
+
+What arrives while the consumer works is gathered, and of each key only the last value is decoded
+and delivered: so who is slower than the changes falls behind by one round of them, not by all.
 
 Invariants:
-- Batches of one prefix arrive in the datastore's order, none overtakes another, none is lost.
-  Between prefixes there is no order; each prefix has its own watch.
+- Batches of one prefix arrive in the datastore's order, none overtakes another, and the last word
+  on every key is delivered. Between prefixes there is no order; each prefix has its own watch.
 - A value that does not parse is absent: its key is logged and counted, and `None` delivered, so
   that one bad object never stops a daemon and never leaves an older value of it in force. Where
   absence could allow more than was written, `Damaged` with a strict stand-in is delivered instead.
@@ -40,6 +43,12 @@ log = structlog.get_logger()
 
 CHUNK = 2_000
 """Updates delivered at once while a listing is worked off; health checks are served in between."""
+
+MANY = 50
+"""After a delivery of so many there may be a queue behind it, which is read before the next one."""
+CATCH_UP_S = 0.25
+TURNS = 4
+"""Turns of the loop within which the next message arrives if it is there already."""
 
 RETRY_FIRST_S, RETRY_CAP_S = 0.1, 5.0
 """Pauses between attempts to list or watch grow from one to the other, with jitter."""
@@ -110,11 +119,32 @@ class Syncer:
             await asyncio.sleep(pauses.next_s())
 
     async def _watch(self, prefix: str, start_revision: int, seen: Seen) -> None:
-        async with aclosing(self._store.watch(prefix, start_revision=start_revision)) as batches:
-            async for events in batches:
-                for event in events:
-                    remember(seen, event)
-                await self._deliver(events)
+        gathered = Gathered()
+
+        async def gather() -> None:
+            watch = self._store.watch(prefix, start_revision=start_revision)
+            async with aclosing(watch) as batches:
+                async for events in batches:
+                    for event in events:
+                        remember(seen, event)
+                    gathered.add(events)
+
+        reading = asyncio.create_task(gather(), name=f"watch {prefix}")
+        reading.add_done_callback(lambda _: gathered.news.set())
+        try:
+            while True:
+                if events := gathered.take():
+                    await self._deliver(events)
+                    if len(events) >= MANY:
+                        await gathered.catch_up()
+                elif reading.done():
+                    return reading.result()
+                else:
+                    await gathered.news.wait()
+                    gathered.news.clear()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     async def _deliver(self, events: Iterable[WatchEvent]) -> None:
         updates = decode(events)
@@ -128,6 +158,37 @@ class Syncer:
             if not self._waiting_for:
                 log.info("in sync with the datastore", prefixes=len(self._prefixes))
                 self._on_in_sync()
+
+
+class Gathered:
+    """What a watch said and nobody was told yet: the last event of each key, in order."""
+
+    def __init__(self) -> None:
+        self.news = asyncio.Event()
+        self._events: dict[str, WatchEvent] = {}
+        self._batches = 0
+
+    def add(self, events: Iterable[WatchEvent]) -> None:
+        """Take in what the datastore said."""
+        for event in events:
+            self._events.pop(event.key, None)  # so that it comes last
+            self._events[event.key] = event
+        self._batches += 1
+        self.news.set()
+
+    def take(self) -> list[WatchEvent]:
+        """All of it, once."""
+        events = list(self._events.values())
+        self._events.clear()
+        return events
+
+    async def catch_up(self) -> None:
+        """Return when nothing more comes at once, or after a while."""
+        deadline, before = asyncio.get_running_loop().time() + CATCH_UP_S, -1
+        while before != self._batches and asyncio.get_running_loop().time() < deadline:
+            before = self._batches
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
 
 
 Seen = dict[str, int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ from cymric.datastore.api import (
     Listing,
     Put,
     Transaction,
+    WatchEvent,
     delete,
     put,
 )
 from cymric.datastore.memory import MemoryDatastore
-from cymric.datastore.syncer import UNREADABLE, Syncer, Update, difference
+from cymric.datastore.syncer import UNREADABLE, Gathered, Syncer, Update, difference
+from cymric.model import codec
 from cymric.model.ipam import AllocationHandle, IPAMConfig
 from cymric.model.keys import HANDLES, IPAM_CONFIG, RESOURCES, HandleKey, IPAMConfigKey
 from tests.support.datastore import client
@@ -141,6 +144,51 @@ async def test_a_transaction_stays_together(store: Datastore) -> None:
         await store.commit(Transaction((), puts))
         await eventually(lambda: len(told.known) == 30)
     assert len(told.batches) == 1
+
+
+async def test_a_slow_consumer_is_told_the_last_word(store: Datastore) -> None:
+    """Two thousand changes of fifty keys come while it works: it hears each key's last value, and
+    far from all that were between.
+    """
+    rounds, keys = 40, 50
+    async with syncing(store, HANDLES) as told:
+        await eventually(lambda: told.is_in_sync)
+        for number in range(1, rounds + 1):
+            puts = [Put(str(handle(key)), handle_value(number)) for key in range(keys)]
+            await store.commit(Transaction((), puts))
+            if number % 10 == 0:
+                time.sleep(0.02)  # noqa: ASYNC251 - as a consumer that works
+        last = decode_value(handle_value(rounds))
+        await eventually(lambda: list(told.known.values()) == [last] * keys)
+    assert len(told.log) < rounds * keys
+
+
+def decode_value(value: bytes) -> object:
+    """What a handle's value means."""
+    decoded = codec.decode(str(handle(0)), value)
+    assert decoded is not None
+    return decoded[1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.one_of(st.none(), st.integers(0, 9)))),
+    st.lists(st.integers(1, 4)),
+)
+def test_gathered_events_end_alike(changes: list[tuple[int, int | None]], sizes: list[int]) -> None:
+    """However events are gathered: each key once, its last value, in the order of these."""
+    events = [
+        WatchEvent(f"/{key}", None if value is None else b"%d" % value, revision)
+        for revision, (key, value) in enumerate(changes, start=1)
+    ]
+    gathered, left = Gathered(), list(events)
+    for size in (*sizes, len(events)):
+        gathered.add(left[:size])
+        del left[:size]
+    found = gathered.take()
+    assert [event.revision for event in found] == sorted(
+        {event.key: event.revision for event in events}.values()
+    )
+    assert gathered.take() == []
 
 
 async def test_an_unreadable_value_is_absent(store: Datastore) -> None:
