@@ -137,7 +137,7 @@ class Source:
         clock: Callable[[], float] = time.monotonic,
         *,
         log_level: str = "info",
-        trial_mark: Path = Path(os.devnull),
+        trial_mark: Path | None = None,
         wall_clock: Callable[[], float] = time.time,
         on_heard: Callable[[], None] = lambda: None,
     ) -> None:

@@ -50,15 +50,16 @@ def in_force(key: Key, value: object | None, now: float) -> object | None:
 class Trials:
     """See the chapter. `clock` gives seconds since 1970.
 
-    `update` is told what counts when a trial is over.
+    `update` is told what counts when a trial is over. `mark` None: nothing is noted for a later
+    process.
     """
 
-    def __init__(self, update: Update, mark: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, update: Update, mark: Path | None, clock: Callable[[], float]) -> None:
         self._update = update
         self._mark = mark
         self._clock = clock
         self._running: dict[ResourceKey, _Running] = {}
-        self._is_marked = mark.exists()
+        self._is_marked = mark is not None and mark.exists()
 
     @property
     def keys(self) -> frozenset[ResourceKey]:
@@ -107,6 +108,8 @@ class Trials:
 
     def _write_mark(self) -> None:
         """The earliest end of what is on trial, or no file."""
+        if self._mark is None:
+            return
         ends = [one.ends_at for one in self._running.values()]
         try:
             if ends:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -155,6 +156,15 @@ class Node:
 def node(tmp_path: Path) -> Node:
     """See Node."""
     return Node(tmp_path)
+
+
+def test_a_source_without_a_mark_touches_no_file() -> None:
+    """Nowhere to note trials is no path at all, least of all a device that everybody needs."""
+    before = os.stat(os.devnull)
+    source = Source(Calculation(NODE, {}), Kick(), Health())
+    source.on_in_sync()
+    after = os.stat(os.devnull)
+    assert (before.st_ino, before.st_rdev) == (after.st_ino, after.st_rdev)
 
 
 async def test_the_socket_takes_lines_and_answers_each(node: Node) -> None:
