@@ -160,10 +160,10 @@ def node(tmp_path: Path) -> Node:
 
 def test_a_source_without_a_mark_touches_no_file() -> None:
     """Nowhere to note trials is no path at all, least of all a device that everybody needs."""
-    before = os.stat(os.devnull)
+    before = Path(os.devnull).stat()
     source = Source(Calculation(NODE, {}), Kick(), Health())
     source.on_in_sync()
-    after = os.stat(os.devnull)
+    after = Path(os.devnull).stat()
     assert (before.st_ino, before.st_rdev) == (after.st_ino, after.st_rdev)
 
 
