@@ -17,7 +17,7 @@ from labs.lab import Lab
 from labs.probe import Dialer, Ping
 from labs.rack import REFLECTORS, TORS, WORLD, Rack
 from labs.topology import CONTROL, Layout
-from tests.support.lab_tools import wait_for
+from tests.support.lab_tools import kill, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd, pytest.mark.peers, pytest.mark.slow]
 
@@ -110,7 +110,7 @@ def test_reflector_dies(rack: Rack, daemon: str) -> None:
     target = lab.records.pod(there).address
     namespace = lab.layout.pod_namespace(here)
     with Ping(namespace, target) as ping, Dialer(namespace, target) as dialler:
-        lab.supervisor.kill(CONTROL, daemon)
+        kill(lab, CONTROL, daemon)
         checks.wait_settled(lab, patience_s=SETTLE_S)
         losses = [probe.stop() for probe in (ping, dialler)]
     assert all(loss.sent >= 20 for loss in losses)

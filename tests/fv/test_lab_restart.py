@@ -19,7 +19,7 @@ from labs.network import entering, run
 from labs.probe import Dialer, Ping
 from labs.router import protocol_name
 from labs.topology import CONTROL, DAEMONS, HOST, POD_RANGE
-from tests.support.lab_tools import pod, wait_equal, wait_for
+from tests.support.lab_tools import kill, pod, wait_equal, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd, pytest.mark.peers, pytest.mark.slow]
 
@@ -55,17 +55,6 @@ def no_packet_lost(lab: Lab) -> Iterator[None]:
         losses = [probe.stop() for probe in (out, back, dialled_out, dialled_in)]
     assert all(loss.sent >= 20 for loss in losses), "the probes ran all the time"
     assert [str(loss) for loss in losses if loss.missing] == []
-
-
-def kill(lab: Lab, group: str, name: str) -> None:
-    """Kill -9, and wait until the supervisor has a new one that stays."""
-    old = lab.supervisor.kill(group, name)
-
-    def is_new() -> bool:
-        process = lab.supervisor.process(group, name)
-        return process.running and process.pid not in (0, old)
-
-    wait_for(is_new, what=f"{group}:{name} started again", patience_s=30)
 
 
 def starts_finished(lab: Lab) -> int:

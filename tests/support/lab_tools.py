@@ -41,6 +41,17 @@ def wait_equal(question: Callable[[], T], wanted: T, *, patience_s: float = 15) 
     assert answer == wanted
 
 
+def kill(lab: Lab, group: str, name: str) -> None:
+    """Kill -9, and wait until the supervisor has a new one that stays."""
+    old = lab.supervisor.kill(group, name)
+
+    def is_new() -> bool:
+        process = lab.supervisor.process(group, name)
+        return process.running and process.pid not in (0, old)
+
+    wait_for(is_new, what=f"{group}:{name} started again", patience_s=30)
+
+
 def pool_key(name: str) -> str:
     """Where etcd keeps an IPPool."""
     return f"/calico/resources/v3/projectcalico.org/ippools/{name}"
