@@ -284,6 +284,8 @@ def test_locked_datastore(node: CniNode) -> None:
     tree = node.keys(key)[key]
     tree["spec"]["datastoreReady"] = False
     node.put(key, tree)
+    said = "cnid knows of the lock"
+    eventually_now(lambda: node.call_node("STATUS").tree.get("code") == 50, 15, what=said)
     answer = node.call("ADD", node.pod("1111222233334444"))
     assert (answer.code, answer.tree["code"]) == (1, 11)
     assert "locked" in answer.tree["msg"]
