@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from cymric.kernel.links import KernelError
-from cymric.kernel.rtnetlink import messages, parse_error
+from cymric.kernel.rtnetlink import attribute, messages, parse_error
 from cymric.model.net import Address
 
 _NETLINK_NETFILTER = 12
@@ -110,18 +110,11 @@ class KernelConnections:
 def deletion(address: Address, direction: int, sequence: int) -> bytes:
     """The request to remove all whose tuple of that direction has `address` as its source."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    source = _attribute(_SOURCE[address.version], address.packed)
-    of_tuple = _attribute(direction | _NESTED, _attribute(_TUPLE_IP | _NESTED, source))
-    flags = _attribute(direction, struct.pack("=I", _FLAG_SOURCE))
-    body = (
-        struct.pack(">BBH", family, _VERSION, 0) + of_tuple + _attribute(_FILTER | _NESTED, flags)
-    )
+    source = attribute(_SOURCE[address.version], address.packed)
+    of_tuple = attribute(direction | _NESTED, attribute(_TUPLE_IP | _NESTED, source))
+    flags = attribute(direction, struct.pack("=I", _FLAG_SOURCE))
+    body = struct.pack(">BBH", family, _VERSION, 0) + of_tuple + attribute(_FILTER | _NESTED, flags)
     return _HEADER.pack(_HEADER.size + len(body), _DELETE, _REQUEST_ACK, sequence, 0) + body
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    padding = b"\0" * (-len(value) % 4)
-    return struct.pack("=HH", 4 + len(value), kind) + value + padding
 
 
 def _asked(address: Address) -> str:

@@ -12,7 +12,7 @@ import struct
 from enum import IntEnum
 
 from cymric.kernel.links import Link, LinkRoute, VethPair
-from cymric.kernel.rtnetlink import RT_TABLE_MAIN, Flag, attributes
+from cymric.kernel.rtnetlink import RT_TABLE_MAIN, Flag, attribute, attributes
 from cymric.model.net import Address, Interface
 
 
@@ -34,7 +34,6 @@ _IFINFO = struct.Struct("=BxHiII")  # family, device type, index, flags, changed
 _IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type
-_ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
@@ -188,10 +187,7 @@ def _request(kind: Kind, flags: int, body: bytes, *pairs: tuple[int, bytes]) -> 
 
 
 def _packed(*pairs: tuple[int, bytes]) -> bytes:
-    return b"".join(
-        _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
-        for kind, value in pairs
-    )
+    return b"".join(attribute(kind, value) for kind, value in pairs)
 
 
 def _family(address: Address) -> int:

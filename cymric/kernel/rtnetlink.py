@@ -142,9 +142,9 @@ class Encoder:
 
     def delete_route(self, prefix: Network, *, metric: int, flags: int, sequence: int) -> bytes:
         """RTM_DELROUTE that matches only a route of our protocol with this metric."""
-        tail = _attribute(_RTA_PRIORITY, _U32.pack(metric))
+        tail = attribute(_RTA_PRIORITY, _U32.pack(metric))
         if self.table >= 256:
-            tail += _attribute(_RTA_TABLE, _U32.pack(self.table))
+            tail += attribute(_RTA_TABLE, _U32.pack(self.table))
         # Scope "nowhere" and type 0 match any: identity is prefix, metric, table and protocol.
         head = self._head(prefix, _SCOPE_NOWHERE, 0)
         destination = prefix.network_address.packed
@@ -172,15 +172,15 @@ class Encoder:
         known = self._tail_by_object.get((id(route), version))
         if known is not None and known[0] is route:
             return known[1]
-        parts = [_attribute(_RTA_PRIORITY, _U32.pack(route.metric))]
+        parts = [attribute(_RTA_PRIORITY, _U32.pack(route.metric))]
         if self.table >= 256:
-            parts.append(_attribute(_RTA_TABLE, _U32.pack(self.table)))
+            parts.append(attribute(_RTA_TABLE, _U32.pack(self.table)))
         if route.source is not None:
-            parts.append(_attribute(_RTA_PREFSRC, route.source.packed))
+            parts.append(attribute(_RTA_PREFSRC, route.source.packed))
         if len(route.next_hops) == 1:
             parts.append(_hop_attributes(route.next_hops[0], version, index))
         elif route.next_hops:
-            parts.append(_attribute(_RTA_MULTIPATH, _multipath(route.next_hops, version, index)))
+            parts.append(attribute(_RTA_MULTIPATH, _multipath(route.next_hops, version, index)))
         tail = b"".join(parts)
         if all(hop.device is None for hop in route.next_hops):
             # A device's number may change under its name, so those are encoded afresh every time.
@@ -194,12 +194,12 @@ def _hop_attributes(hop: NextHop, version: int, index: Mapping[str, int]) -> byt
     parts = []
     if hop.gateway is not None:
         if hop.gateway.version == version:
-            parts.append(_attribute(_RTA_GATEWAY, hop.gateway.packed))
+            parts.append(attribute(_RTA_GATEWAY, hop.gateway.packed))
         else:  # IPv4 through an IPv6 next hop (RFC 8950) is spelt with its own attribute
             family = _family(hop.gateway).to_bytes(2, "little")
-            parts.append(_attribute(_RTA_VIA, family + hop.gateway.packed))
+            parts.append(attribute(_RTA_VIA, family + hop.gateway.packed))
     if hop.device is not None:
-        parts.append(_attribute(_RTA_OIF, _U32.pack(index[hop.device])))
+        parts.append(attribute(_RTA_OIF, _U32.pack(index[hop.device])))
     return b"".join(parts)
 
 
@@ -218,7 +218,8 @@ def _family(address: Address) -> int:
     return int(socket.AF_INET if address.version == 4 else socket.AF_INET6)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded to four bytes."""
     padding = b"\0" * (-len(value) % 4)
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
 
@@ -228,7 +229,7 @@ def dump_routes(version: int, *, table: int, protocol: int, sequence: int) -> by
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     body = _RTMSG.pack(family, 0, 0, 0, table if table < 256 else 0, protocol, 0, 0, 0)
     if table >= 256:
-        body += _attribute(_RTA_TABLE, _U32.pack(table))
+        body += attribute(_RTA_TABLE, _U32.pack(table))
     return (
         _HEADER.pack(
             _HEADER.size + len(body), Message.GETROUTE, Flag.REQUEST | Flag.DUMP, sequence, 0
@@ -242,7 +243,7 @@ def get_links(*, name: str | None, sequence: int) -> bytes:
     flags = Flag.REQUEST | (Flag.DUMP if name is None else 0)
     body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     if name is not None:
-        body += _attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        body += attribute(_IFLA_IFNAME, name.encode() + b"\0")
     return _HEADER.pack(_HEADER.size + len(body), Message.GETLINK, flags, sequence, 0) + body
 
 

@@ -18,7 +18,7 @@ from enum import IntEnum
 
 from cymric.kernel.links import KernelError
 from cymric.kernel.netlink import Requests
-from cymric.kernel.rtnetlink import Flag
+from cymric.kernel.rtnetlink import Flag, attribute
 
 LATENCY_S = 0.025
 """How long a packet may wait for tokens before the queue is full."""
@@ -26,7 +26,6 @@ LATENCY_S = 0.025
 _NEWQDISC = 36
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _TCMSG = struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
-_ATTRIBUTE = struct.Struct("=HH")
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
 _RATE = struct.Struct("=BBHhHI")  # cell log, link layer, overhead, cell align, mpu, bytes a second
 _LIMITS = struct.Struct("=III")  # bytes queued, and two times that TCA_TBF_BURST and PBURST replace
@@ -118,7 +117,4 @@ def _rate(bytes_a_second: int) -> bytes:
 
 
 def _packed(pairs: Mapping[int, bytes]) -> bytes:
-    return b"".join(
-        _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
-        for kind, value in pairs.items()
-    )
+    return b"".join(attribute(kind, value) for kind, value in pairs.items())
