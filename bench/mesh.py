@@ -29,23 +29,13 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from bench.row import Row
 from cymric.kernel.namespace import opened, visiting
 from cymric.model.codec import encode
-from cymric.model.keys import ResourceKey
-from cymric.model.resources import (
-    BGPConfiguration,
-    BGPConfigurationSpec,
-    BGPPeer,
-    BGPPeerSpec,
-    IPPool,
-    IPPoolSpec,
-    Node,
-    NodeBGPSpec,
-    NodeSpec,
-    ObjectMeta,
-)
 from tests.support.etcd import EtcdServer
+from tests.support.routing import configuration, key_of, node, peer, pool
 from tests.support.underlay import Host, Underlay, run
 
 US = 9
@@ -176,8 +166,8 @@ def _cymric(
     """Confd and a datastore that knows the scene; what starts ExaBGP and bgpd."""
     etcd = EtcdServer(us.directory / "etcd").start()
     stack.callback(etcd.kill)
-    for key, value in _objects(us, scene):
-        etcd.etcdctl("put", str(key), encode(value).decode())
+    for value in _objects(us, scene):
+        etcd.etcdctl("put", str(key_of(value)), encode(value).decode())
     environment = {
         "CYMRIC_NODE_NAME": "us",
         "CYMRIC_ETCD_ENDPOINTS": etcd.endpoint,
@@ -196,24 +186,21 @@ def _cymric(
     return lambda: [confd, program("bgpd.launcher"), program("bgpd.daemon")]
 
 
-def _objects(us: Host, scene: Scene) -> Iterator[tuple[ResourceKey, Any]]:
-    def named(kind: str, name: str, make: Callable[..., Any], spec: Any) -> tuple[ResourceKey, Any]:
-        return ResourceKey(kind, name), make(metadata=ObjectMeta(name=name), spec=spec)
-
-    yield named("IPPool", "pool", IPPool, IPPoolSpec(cidr=str(POOL)))
-    cluster_id = CLUSTER_ID if scene.is_reflector else ""
-    bgp = NodeBGPSpec(ipv4_address=f"{us.v4}/20", route_reflector_cluster_id=cluster_id)
-    yield named("Node", "us", Node, NodeSpec(bgp=bgp))
-    is_mesh = not (scene.by_reflectors or scene.is_reflector)
-    if is_mesh:
-        for peer in scene.peers:
-            bgp = NodeBGPSpec(ipv4_address=f"{peer}/20")
-            yield named("Node", f"n-{peer}", Node, NodeSpec(bgp=bgp))
+def _objects(us: Host, scene: Scene) -> Iterator[object]:
+    yield pool(str(POOL))
+    own = node("us", f"{us.v4}/20")
+    if scene.is_reflector:
+        assert own.spec.bgp is not None
+        bgp = replace(own.spec.bgp, route_reflector_cluster_id=CLUSTER_ID)
+        own = replace(own, spec=replace(own.spec, bgp=bgp))
+    yield own
+    if not (scene.by_reflectors or scene.is_reflector):
+        for address in scene.peers:
+            yield node(f"n-{address}", f"{address}/20")
         return
-    spec = BGPConfigurationSpec(node_to_node_mesh_enabled=False)
-    yield named("BGPConfiguration", "default", BGPConfiguration, spec)
-    for peer in scene.peers:
-        yield named("BGPPeer", f"p-{peer}", BGPPeer, BGPPeerSpec(peer_ip=peer, as_number=ASN))
+    yield configuration(nodeToNodeMeshEnabled=False)
+    for address in scene.peers:
+        yield peer(address, ASN, name=f"p-{address}")
 
 
 def _bird(stack: ExitStack, underlay: Underlay, us: Host, scene: Scene) -> Start:
